@@ -1,0 +1,1 @@
+"""Helios in pure torch: transformer, memory and pyramid sampler. Knows nothing of ComfyUI."""

@@ -1,0 +1,73 @@
+"""Where random numbers come from.
+
+The default derives every draw from the seed and the draw's own key (which chunk, which stage), so that a resumed,
+branched or re-rolled run equals an unbroken one, on any device. The other two draw from one generator in the order
+of a reference implementation, to reproduce its numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import torch
+
+# A key names a draw: ("chunk", k) for the start noise of chunk k, ("renoise", k, stage) between stages, ...
+Key = tuple[str | int, ...]
+
+
+class NoiseSource(Protocol):
+    """Gives fp32 noise on a device of its own choice."""
+
+    seed: int | None
+
+    def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        """Standard normal noise of this shape."""
+
+    def uniform(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        """Noise uniform in [0, 1) of this shape."""
+
+
+class SeededNoise:
+    """Every draw is a function of (seed, key) alone, made on the CPU."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def _generator(self, key: Key) -> torch.Generator:
+        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
+
+    def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator(key))
+
+    def uniform(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        return torch.rand(shape, generator=self._generator(key))
+
+
+class DiffusersNoise:
+    """Draws one after another from one generator, on its device: diffusers' pipelines with `generator=`.
+
+    A run continued from a memory does not repeat the unbroken run, since the generator's state is no part of it.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.seed = generator.initial_seed()
+
+    def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def uniform(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+
+class AuthorsNoise(DiffusersNoise):
+    """As the authors' own inference: like diffusers, but the noise between stages comes from a new generator with
+    torch's default seed every time, so it is the same for every chunk, seed and run."""
+
+    def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
+        if key[0] != "renoise":
+            return super().normal(shape, key)
+        device = self.generator.device
+        return torch.randn(shape, generator=torch.Generator(device), device=device)

@@ -1,0 +1,23 @@
+"""Between latents (B, C, T, H, W) and tokens (B, N, D)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, int, int]) -> torch.Tensor:
+    """Repeat the last frame, row and column of x (B, C, T, H, W) until T, H, W are multiples of `multiple`."""
+    pad_t, pad_h, pad_w = (-size % step for size, step in zip(x.shape[2:], multiple, strict=True))
+    return F.pad(x, (0, pad_w, 0, pad_h, 0, pad_t), mode="replicate")
+
+
+def to_tokens(x: torch.Tensor) -> torch.Tensor:
+    """(B, D, T, H, W) -> (B, T*H*W, D), frame-major, then rows, then columns."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def unpatchify(tokens: torch.Tensor, grid: torch.Size, patch_size: tuple[int, int, int]) -> torch.Tensor:
+    """(B, N, pt*ph*pw*C) on a token grid (t, h, w) -> (B, C, t*pt, h*ph, w*pw). The channel index runs fastest."""
+    x = tokens.unflatten(2, (*patch_size, -1)).unflatten(1, tuple(grid))  # b t h w pt ph pw c
+    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,179 @@
+"""A chunk's journey: memory tokens -> stages -> steps -> latents -> next memory.
+
+`sample_chunk` is a pure function of model, prompt, memory, noise and settings. `sample_chunks` chains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from .attention import AttentionFunction
+from .config import LATENT_FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .guidance import guide, is_zero_step
+from .memory import HeliosMemory
+from .noise import NoiseSource
+from .pyramid import StageSchedule, renoise, renoise_shape, stage_schedule, start_noise
+from .solvers import SOLVERS, SolverState
+from .transformer import HeliosTransformer, PromptContext
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Told to `progress` after each step: `step` of `num_steps` in `stage` of `num_stages`, all counted from 0.
+
+    `denoised` is the current guess of the clean latents (B, C, T, h, w) at the stage's size, model space.
+    """
+
+    chunk_index: int
+    stage: int
+    num_stages: int
+    step: int
+    num_steps: int
+    denoised: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a host hands in: `progress` is called after each step; `check_cancelled` before each forward of the model,
+    and raises to stop the run; `attention` is used instead of torch's."""
+
+    progress: Callable[[StepDone], None] | None = None
+    check_cancelled: Callable[[], None] | None = None
+    attention: AttentionFunction = F.scaled_dot_product_attention
+
+
+def count_steps(settings: SamplingSettings, memory: HeliosMemory, num_chunks: int) -> int:
+    """Steps of the whole job: `num_chunks` chunks that follow `memory`."""
+    first = memory.chunk_index
+    return sum(sum(settings.steps_in_chunk(index)) for index in range(first, first + num_chunks))
+
+
+def check_job(
+    model: HeliosTransformer, memory: HeliosMemory, settings: SamplingSettings, num_chunks: int, *, has_negative: bool
+) -> None:
+    """Raise ValueError, before any heavy work, when the parts of a job do not fit together."""
+    check_size(memory.width, memory.height, settings.schedule.num_stages)
+    if memory.frames.shape[1] != model.config.in_channels:
+        raise ValueError(
+            f"the memory has {memory.frames.shape[1]} latent channels and the model takes {model.config.in_channels}: "
+            "it was made for another latent format"
+        )
+    if num_chunks < 1:
+        raise ValueError(f"number of chunks is {num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+    if settings.guided and not has_negative:
+        raise ValueError(
+            f"guidance_scale {settings.guidance_scale} needs a negative prompt (it may be empty); "
+            "give one, or set guidance_scale to 1"
+        )
+
+
+@torch.no_grad()
+def sample_chunks(
+    model: HeliosTransformer,
+    prompt_embeds: torch.Tensor,
+    memory: HeliosMemory,
+    num_chunks: int,
+    noise: NoiseSource,
+    settings: SamplingSettings,
+    *,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    hooks: Hooks | None = None,
+    model_name: str = "",
+) -> Iterator[tuple[torch.Tensor, HeliosMemory]]:
+    """Yield (latents (B, C, 9, h, w), memory) chunk after chunk; the prompt is encoded once.
+
+    `prompt_embeds` (B, L, text_dim) are the text encoder's rows, on the device to compute on; the negative ones are
+    needed when `settings.guided`. Latents are fp32 in model space and decode to 33 frames a chunk. `model_name` goes
+    into the memory's provenance. Raises ValueError when the arguments do not fit together.
+    """
+    check_job(model, memory, settings, num_chunks, has_negative=negative_prompt_embeds is not None)
+    prompt = model.encode_prompt(prompt_embeds)
+    negative = model.encode_prompt(negative_prompt_embeds) if settings.guided else None
+    for _ in range(num_chunks):
+        latents, memory = sample_chunk(
+            model, prompt, memory, noise, settings, negative=negative, hooks=hooks, model_name=model_name
+        )
+        yield latents, memory
+
+
+@torch.no_grad()
+def sample_chunk(
+    model: HeliosTransformer,
+    prompt: PromptContext,
+    memory: HeliosMemory,
+    noise: NoiseSource,
+    settings: SamplingSettings,
+    *,
+    negative: PromptContext | None = None,
+    hooks: Hooks | None = None,
+    model_name: str = "",
+) -> tuple[torch.Tensor, HeliosMemory]:
+    """Denoise the chunk that follows `memory`: latents (B, C, 9, h, w), fp32, model space, and the next memory."""
+    hooks = hooks or Hooks()
+    device = prompt.tokens.device
+    if prompt.tokens.shape[0] != memory.batch_size:
+        raise ValueError(
+            f"{prompt.tokens.shape[0]} prompts and a memory of {memory.batch_size} videos; the counts must be equal"
+        )
+    index = memory.chunk_index
+    schedule = settings.schedule
+    memory_tokens = model.encode_memory(memory.window(device))
+    batch_size, channels, _, height, width = memory.frames.shape
+    shape = (batch_size, channels, LATENT_FRAMES_PER_CHUNK, height, width)
+    x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
+
+    for stage, num_steps in enumerate(settings.steps_in_chunk(index)):
+        if stage > 0:
+            independent = noise.normal(renoise_shape(x), ("renoise", index, stage))
+            x = renoise(x, independent.to(device), stage, schedule, model.dtype)
+        velocity = partial(_velocity, model, memory_tokens, prompt, negative, settings, hooks, stage)
+        report = partial(_report, hooks, index, stage, schedule.num_stages)
+        steps = stage_schedule(schedule, stage, num_steps, _num_noisy_tokens(x, model))
+        x = _denoise_stage(x, steps, velocity, settings, report)
+
+    latents = x.float()
+    return latents, memory.append(latents, model=model_name, seed=noise.seed)
+
+
+def _denoise_stage(x: torch.Tensor, schedule: StageSchedule, velocity, settings: SamplingSettings, report):
+    """Follow the flow of one stage from its first noise level to sigma 0."""
+    solve = SOLVERS[settings.schedule.solver]
+    state = SolverState(start=x)
+    for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=False)):
+        v = velocity(step, x, timestep)
+        before = x
+        x, state = solve(x, v, schedule, state)
+        report(step, len(schedule.timesteps), before, v, sigma)
+    return x
+
+
+def _velocity(model, memory_tokens, prompt, negative, settings, hooks, stage, step, x, timestep) -> torch.Tensor:
+    """The velocity that the solver follows: the model's, guided."""
+    if is_zero_step(settings, stage, step):
+        return torch.zeros_like(x, dtype=model.dtype)
+    timesteps = torch.full((x.shape[0],), timestep, dtype=torch.float64).to(x.device, torch.float32)
+
+    def predict(context: PromptContext) -> torch.Tensor:
+        if hooks.check_cancelled is not None:
+            hooks.check_cancelled()
+        return model(x, timesteps, context, memory_tokens, attention=hooks.attention)
+
+    conditional = predict(prompt)
+    # Two forwards of one sample each, not one of two: the same numbers, and half the memory.
+    return guide(conditional, predict(negative), settings) if settings.guided else conditional
+
+
+def _report(hooks, chunk_index, stage, num_stages, step, num_steps, x, velocity, sigma) -> None:
+    if hooks.progress is not None:
+        denoised = x - sigma * velocity
+        hooks.progress(StepDone(chunk_index, stage, num_stages, step, num_steps, denoised))
+
+
+def _num_noisy_tokens(x: torch.Tensor, model: HeliosTransformer) -> int:
+    patch_t, patch_h, patch_w = model.config.patch_size
+    return x.shape[2] * x.shape[3] * x.shape[4] // (patch_t * patch_h * patch_w)

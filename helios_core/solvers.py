@@ -1,0 +1,113 @@
+"""Steps along the flow, each a function of the sample, the velocity and an explicit state.
+
+Conventions: sample x = (1 - sigma) * data + sigma * noise, velocity v = noise - data, hence data = x - sigma * v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from .pyramid import StageSchedule
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """What a solver remembers within a stage. `start` is the sample at the stage's entry, `data` the last estimates
+    of the clean sample (latest first), `previous` the corrected sample of the last step and `order` its order."""
+
+    start: torch.Tensor
+    index: int = 0
+    data: tuple[torch.Tensor, ...] = ()
+    previous: torch.Tensor | None = None
+    order: int = 0
+
+
+Solver = Callable[[torch.Tensor, torch.Tensor, StageSchedule, SolverState], tuple[torch.Tensor, SolverState]]
+
+
+def euler_step(
+    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
+) -> tuple[torch.Tensor, SolverState]:
+    """Straight on along the velocity; the result takes the velocity's dtype."""
+    sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
+    x = (x.float() + (next_sigma - sigma) * velocity).to(velocity.dtype)
+    return x, replace(state, index=state.index + 1)
+
+
+def dmd_step(
+    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
+) -> tuple[torch.Tensor, SolverState]:
+    """Jump to the clean sample, then back to the next noise level with the stage's own start as the noise
+    (distribution matching distillation, arXiv 2311.18828, without fresh noise). x0 in fp64, given in the velocity's dtype."""
+    sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
+    data = (x.double() - sigma * velocity.double()).to(velocity.dtype)
+    if next_sigma > 0:
+        x = ((1 - next_sigma) * data.double() + next_sigma * state.start.double()).to(state.start.dtype)
+    else:
+        x = data
+    return x, replace(state, index=state.index + 1)
+
+
+def unipc_step(
+    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
+) -> tuple[torch.Tensor, SolverState]:
+    """UniPC of order 2, B(h) = e^h - 1 ("bh2"), on the clean sample (arXiv 2302.04867, algorithms 5 and 6).
+
+    The step that led here is corrected by what the model says here; then one step is predicted. The first and
+    the last step of a stage are of order 1.
+    """
+    index, num_steps = state.index, len(schedule.timesteps)
+    data = (x - schedule.sigmas[index] * velocity, *state.data)[:3]
+    if index > 0:
+        x = _unipc_correct(data, schedule, state)
+    order = min(2, num_steps - index, index + 1)
+    state = SolverState(state.start, index + 1, data, previous=x, order=order)
+    return _unipc_predict(x, data, schedule, index, order), state
+
+
+def _log_snr(sigma: float) -> float:
+    """lambda = ln(alpha / sigma) with alpha = 1 - sigma."""
+    return math.log(1 - sigma) - math.log(max(sigma, 1e-8))
+
+
+def _exponential_step(
+    x: torch.Tensor, data: torch.Tensor, sigma: float, next_sigma: float
+) -> tuple[torch.Tensor, float, float]:
+    """First-order step: (next sample, h, alpha * (e^-h - 1)), the last being what higher orders multiply."""
+    h = _log_snr(next_sigma) - _log_snr(sigma)
+    weight = (1 - next_sigma) * math.expm1(-h)
+    return max(next_sigma, 1e-8) / max(sigma, 1e-8) * x - weight * data, h, weight
+
+
+def _unipc_predict(x, data, schedule: StageSchedule, index: int, order: int) -> torch.Tensor:
+    """From the noise level `index` to the next one."""
+    sigmas = schedule.sigmas
+    ahead, h, weight = _exponential_step(x, data[0], sigmas[index], sigmas[index + 1])
+    if order == 2:
+        ratio = (_log_snr(sigmas[index - 1]) - _log_snr(sigmas[index])) / h
+        ahead = ahead - weight * 0.5 * ((data[1] - data[0]) / ratio)
+    return ahead
+
+
+def _unipc_correct(data, schedule: StageSchedule, state: SolverState) -> torch.Tensor:
+    """Redo the step from level index - 1 to `index`, now that the clean sample data[0] is known at its end."""
+    index, sigmas = state.index, schedule.sigmas
+    base, h, weight = _exponential_step(state.previous, data[1], sigmas[index - 1], sigmas[index])
+    change = data[0] - data[1]
+    if state.order == 1:
+        return base - weight * 0.5 * change
+    ratio = (_log_snr(sigmas[index - 2]) - _log_snr(sigmas[index - 1])) / h
+    phi = math.expm1(-h)
+    first = (phi / -h - 1) / phi
+    second = 2 * ((phi / -h - 1) / -h - 0.5) / phi
+    # rho solves [[1, 1], [ratio, 1]] rho = [first, second]
+    rho_old = (first - second) / (1 - ratio)
+    rho_new = first - rho_old
+    return base - weight * (rho_old * ((data[2] - data[1]) / ratio) + rho_new * change)
+
+
+SOLVERS: dict[str, Solver] = {"unipc": unipc_step, "euler": euler_step, "dmd": dmd_step}
