@@ -128,12 +128,14 @@ def sample_chunk(
     x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
 
     for stage, num_steps in enumerate(settings.steps_in_chunk(index)):
+        # Counted before upsampling: a stage above the lowest is shifted as for a quarter of its tokens.
+        # diffusers and the authors' code do so.
+        steps = stage_schedule(schedule, stage, num_steps, _num_noisy_tokens(x, model))
         if stage > 0:
             independent = noise.normal(renoise_shape(x), ("renoise", index, stage))
             x = renoise(x, independent.to(device), stage, schedule, model.dtype)
         velocity = partial(_velocity, model, memory_tokens, prompt, negative, settings, hooks, stage)
         report = partial(_report, hooks, index, stage, schedule.num_stages)
-        steps = stage_schedule(schedule, stage, num_steps, _num_noisy_tokens(x, model))
         x = _denoise_stage(x, steps, velocity, settings, report)
 
     latents = x.float()
