@@ -51,9 +51,7 @@ class SelfAttention(_Attention):
         else:
             self.history_key_scale = None
 
-    def forward(
-        self, x: torch.Tensor, rotary: Rotary, num_history: int, attention: AttentionFunction
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotary: Rotary, num_history: int, attention: AttentionFunction) -> torch.Tensor:
         """x (B, N, D) -> (B, N, D)."""
         query = rotate(self._heads(self.norm_q(self.to_q(x))), rotary)
         key = rotate(self._heads(self.norm_k(self.to_k(x))), rotary)

@@ -6,6 +6,8 @@ expect of a past that it did not make itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE, MemoryConfig
@@ -14,6 +16,37 @@ from .noise import Key, NoiseSource
 
 LATENT_CHANNELS = 16
 DEFAULT_SIGMA_RANGE = (0.111, 0.135)
+
+# encode(frames (T, H, W, 3)) -> latents (1, C, 1 + (T - 1) / 4, h, w) in model space, for T = 1 or 33
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+def encode_image(image: torch.Tensor, encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents for `image_memory` of an image (1, H, W, 3): of the image alone, and the tail of 33 frames of it."""
+    still = image.expand(FRAMES_PER_CHUNK, -1, -1, -1)
+    return encode(image), encode(still)[:, :, -1:]
+
+
+def encode_video(
+    frames: torch.Tensor, encode: Encode, *, first_frame: torch.Tensor | None = None, config: MemoryConfig | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents for `video_memory` of a video (T, H, W, 3): of its first frame, and of as many of its last chunks of 33
+    frames as the memory reaches back.
+
+    `first_frame` (1, H, W, 3) is given when `frames` are only the end of the video. Raises ValueError for a video
+    shorter than one chunk.
+    """
+    config = config or MemoryConfig()
+    if len(frames) < FRAMES_PER_CHUNK:
+        raise ValueError(
+            f"the video has {len(frames)} frames; at least {FRAMES_PER_CHUNK} (one chunk) are needed to go on from. "
+            "Use a longer clip, or image-to-video from one of its frames"
+        )
+    reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK)
+    num_chunks = min(len(frames) // FRAMES_PER_CHUNK, reach)
+    first = encode(frames[:1] if first_frame is None else first_frame)
+    tail = frames[len(frames) - num_chunks * FRAMES_PER_CHUNK :]
+    return first, torch.cat([encode(chunk) for chunk in tail.split(FRAMES_PER_CHUNK)], dim=2)
 
 
 def text_memory(

@@ -59,9 +59,7 @@ class TransformerConfig:
                 f"attention_head_dim {self.attention_head_dim}"
             )
         if self.history_scale_mode not in ("per_head", "scalar"):
-            raise ValueError(
-                f"history_scale_mode is {self.history_scale_mode!r}; allowed: 'per_head' or 'scalar'"
-            )
+            raise ValueError(f"history_scale_mode is {self.history_scale_mode!r}; allowed: 'per_head' or 'scalar'")
 
     @property
     def inner_dim(self) -> int:
@@ -85,9 +83,7 @@ class TransformerConfig:
         }
         for name, value in required.items():
             if config.get(name, value) != value:
-                raise ValueError(
-                    f"transformer config has {name}={config[name]!r}; Helios needs {name}={value!r}"
-                )
+                raise ValueError(f"transformer config has {name}={config[name]!r}; Helios needs {name}={value!r}")
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in config.items() if name in known}
         if values.get("out_channels", 0) is None:
@@ -325,6 +321,20 @@ def settings_from_folder(folder: Path) -> SamplingSettings | None:
         cfg_zero_star=index.get("is_cfg_zero_star", preset.cfg_zero_star),
         amplify_first_chunk=preset.amplify_first_chunk,
     )
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """ "2,2,2" -> (2, 2, 2). Raises ValueError for anything but whole numbers from 1 to 1000."""
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        steps = ()
+    if not steps or not all(1 <= number <= 1000 for number in steps):
+        raise ValueError(
+            f"steps {text!r} must be whole numbers from 1 to 1000 separated by commas, one for each pyramid stage: "
+            "2,2,2 for three stages, 50 for Base"
+        )
+    return steps
 
 
 def size_multiple(num_stages: int, patch_size: tuple[int, int, int] = (1, 2, 2)) -> int:

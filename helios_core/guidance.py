@@ -27,9 +27,5 @@ def is_zero_step(settings: SamplingSettings, stage: int, step: int) -> bool:
     The reference compares with <=: `zero_steps` = 1 leaves out the first two steps of stage 0.
     """
     return (
-        settings.guided
-        and settings.cfg_zero_star
-        and settings.zero_init
-        and stage == 0
-        and step <= settings.zero_steps
+        settings.guided and settings.cfg_zero_star and settings.zero_init and stage == 0 and step <= settings.zero_steps
     )

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+NOISE_SOURCES = ("seeded", "diffusers", "authors")
+
 # A key names a draw: ("chunk", k) for the start noise of chunk k, ("renoise", k, stage) between stages, ...
 Key = tuple[str | int, ...]
 
@@ -71,3 +73,19 @@ class AuthorsNoise(DiffusersNoise):
             return super().normal(shape, key)
         device = self.generator.device
         return torch.randn(shape, generator=torch.Generator(device), device=device)
+
+
+def noise_source(name: str, seed: int, device: torch.device | str) -> NoiseSource:
+    """The source of that name, "seeded", "diffusers" or "authors"; the authors' own draws on `device`.
+
+    Raises ValueError for an unknown name.
+    """
+    match name:
+        case "seeded":
+            return SeededNoise(seed)
+        case "diffusers":
+            return DiffusersNoise(torch.Generator("cpu").manual_seed(seed))
+        case "authors":
+            return AuthorsNoise(torch.Generator(device).manual_seed(seed))
+        case _:
+            raise ValueError(f"noise is {name!r}; allowed: {', '.join(NOISE_SOURCES)}")

@@ -52,10 +52,8 @@ def stage_ranges(schedule: ScheduleConfig) -> tuple[StageRange, ...]:
     ends = [*starts[1:], 0.0]
     lengths = []
     for stage, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        if stage > 0:
-            signal_scale, _ = renoise_scales(schedule, stage, start)
-            start = 1 - signal_scale * (1 - start)
-        lengths.append(start - end)
+        renoised = 1 - renoise_scales(schedule, start)[0] * (1 - start) if stage > 0 else start
+        lengths.append(renoised - end)
 
     cumulative = np.array([sum(lengths[:stage]) for stage in range(len(lengths))]) / sum(lengths)
     first = [int(ratio * num_levels) for ratio in cumulative]
@@ -119,10 +117,8 @@ def start_noise(noise: torch.Tensor, num_stages: int) -> torch.Tensor:
     return noise
 
 
-def renoise_scales(schedule: ScheduleConfig, stage: int, start_sigma: float | None = None) -> tuple[float, float]:
-    """(alpha, beta) of x = alpha * upsampled + beta * noise at the entry of `stage` > 0."""
-    if start_sigma is None:
-        start_sigma = stage_ranges(schedule)[stage].start_sigma
+def renoise_scales(schedule: ScheduleConfig, start_sigma: float) -> tuple[float, float]:
+    """(alpha, beta) of x = alpha * upsampled + beta * noise at the entry of a stage cut at `start_sigma`."""
     signal = 1 - start_sigma
     alpha = 1 / (math.sqrt(1 + 1 / schedule.gamma) * (1 - signal) + signal)
     return alpha, alpha * (1 - signal) / math.sqrt(schedule.gamma)
@@ -141,7 +137,7 @@ def block_noise_factor(gamma: float, size: int = 4) -> tuple[tuple[float, ...], 
     for column in range(size):
         pivot = math.sqrt(max(remaining, 0.0))
         pivot = pivot if pivot > 1e-6 else 0.0
-        # By symmetry all rows below have the same entry: their covariance with the pivot, -gamma less what is explained.
+        # By symmetry the rows below share one entry: their covariance -gamma with this pixel, less what is explained.
         explained = sum(value * value for value in factor[column][:column])
         below = (-gamma - explained) / pivot if pivot else 0.0
         factor[column][column] = pivot
@@ -169,5 +165,5 @@ def renoise(
     factor = torch.tensor(block_noise_factor(schedule.gamma), device=independent.device)
     blocks = (independent @ factor.T).view(*latents.shape, 2, 2)
     noise = blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2).to(latents.device, dtype)
-    alpha, beta = renoise_scales(schedule, stage)
+    alpha, beta = renoise_scales(schedule, stage_ranges(schedule)[stage].start_sigma)
     return alpha * upsampled + beta * noise

@@ -42,7 +42,7 @@ def dmd_step(
     x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
 ) -> tuple[torch.Tensor, SolverState]:
     """Jump to the clean sample, then back to the next noise level with the stage's own start as the noise
-    (distribution matching distillation, arXiv 2311.18828, without fresh noise). x0 in fp64, given in the velocity's dtype."""
+    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64."""
     sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
     data = (x.double() - sigma * velocity.double()).to(velocity.dtype)
     if next_sigma > 0:

@@ -147,9 +147,7 @@ class HeliosTransformer(nn.Module):
         self.patch_mid = patch(2)
         self.patch_long = patch(4)
         self.condition_embedder = ConditionEmbedder(config, operations, dtype, device)
-        self.blocks = nn.ModuleList(
-            HeliosBlock(config, operations, dtype, device) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(HeliosBlock(config, operations, dtype, device) for _ in range(config.num_layers))
         self.norm_out = OutputNorm(config, device)
         patch_volume = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
         self.proj_out = operations.Linear(dim, config.out_channels * patch_volume, dtype=dtype, device=device)
@@ -215,9 +213,7 @@ class HeliosTransformer(nn.Module):
         return unpatchify(x, grid, self.config.patch_size)
 
     def _rotary(self, frame_indices: torch.Tensor, height: int, width: int, pool: int = 1) -> Rotary:
-        return rotary_table(
-            frame_indices, height, width, self.config.rope_dim, self.config.rope_theta, pool=pool
-        )
+        return rotary_table(frame_indices, height, width, self.config.rope_dim, self.config.rope_theta, pool=pool)
 
     def _rotary_for(self, grid: torch.Size, memory: MemoryTokens | None, device: torch.device) -> Rotary:
         """Table of all tokens; made once for a chunk's stage."""

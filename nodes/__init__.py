@@ -1,0 +1,17 @@
+"""The pack's nodes. They wire ComfyUI to `helios_core`; only this folder imports ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .combine import HeliosVideoCombine
+from .context import HeliosContext
+from .loader import HeliosLoader
+from .sampler import HeliosChunkSampler
+
+
+class HeliosExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [HeliosLoader, HeliosContext, HeliosChunkSampler, HeliosVideoCombine]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return HeliosExtension()

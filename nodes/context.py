@@ -1,0 +1,152 @@
+"""Helios Context: how the video begins -> memory."""
+
+from functools import partial
+
+import comfy.latent_formats
+import torch
+from comfy_api.latest import io
+
+from ..helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from ..helios_core.config import MemoryConfig, check_size
+from ..helios_core.noise import SeededNoise
+from ..helios_core.video import resize_frames
+from .wires import CATEGORY, HeliosMemoryType
+
+RESIZE_MODES = ["crop", "stretch", "pad"]
+
+
+class HeliosContext(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosContext",
+            display_name="Helios Context",
+            category=CATEGORY,
+            description="The memory a video starts from. With nothing connected it is empty (text-to-video); with an "
+            "image the video starts at that image; with a video it goes on where the video ends.",
+            inputs=[
+                io.Int.Input(
+                    "width",
+                    default=640,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    tooltip="Width in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=384,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    tooltip="Height in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
+                ),
+                io.Combo.Input(
+                    "resize",
+                    options=RESIZE_MODES,
+                    default="crop",
+                    tooltip="How image or video are brought to the size: crop the longer side, stretch, or pad with "
+                    "black.",
+                ),
+                io.Int.Input(
+                    "noise_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise mixed into the image's or video's latents.",
+                ),
+                io.Boolean.Input(
+                    "add_noise",
+                    default=True,
+                    tooltip="Mix a little noise (11 to 14 %) into the image's or video's latents, as Helios was "
+                    "trained with. Off: closer to the input, but less natural motion.",
+                ),
+                io.Boolean.Input(
+                    "reanchor",
+                    default=False,
+                    tooltip="From the third chunk on, anchor on the first frame of the second chunk instead of the "
+                    "start.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Wan 2.1 VAE (wan_2.1_vae.safetensors). Needed with an image or a video.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="Image-to-video: the picture the video starts from."),
+                io.Video.Input(
+                    "video",
+                    optional=True,
+                    tooltip="Video-to-video: a clip of at least 33 frames to go on from; its last frames count.",
+                ),
+            ],
+            outputs=[
+                HeliosMemoryType.Output(
+                    "memory", display_name="memory", tooltip="What the first chunk knows of the past."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        if width is None or height is None:  # one comes from another node; checked in execute
+            return True
+        try:
+            check_size(width, height, num_stages=1)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, width, height, resize, noise_seed, add_noise, reanchor, vae=None, image=None, video=None
+    ) -> io.NodeOutput:
+        check_size(width, height, num_stages=1)
+        config = MemoryConfig(reanchor_on_second_chunk=reanchor)
+        if image is None and video is None:
+            return io.NodeOutput(text_memory(width=width, height=height, config=config))
+        if image is not None and video is not None:
+            raise ValueError("image and video are both connected; a video starts from one of them. Disconnect one")
+        check_vae(vae)
+        frames = image if video is None else video.get_components().images
+        if image is not None and len(image) != 1:
+            raise ValueError(
+                f"image is a batch of {len(image)} pictures; image-to-video starts from one. Pick one with "
+                "ImageFromBatch, or make a video of them with CreateVideo and connect that to video"
+            )
+        encode = partial(encode_frames, vae, width, height, resize)
+        noise = SeededNoise(noise_seed)
+        if image is not None:
+            latents = encode_image(frames, encode)
+            memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
+        else:
+            latents = encode_video(frames, encode, config=config)
+            memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
+        return io.NodeOutput(memory)
+
+
+def check_vae(vae) -> None:
+    """Raise ValueError unless `vae` has the latent geometry of the Wan 2.1 VAE."""
+    if vae is None:
+        raise ValueError("an image or video is connected but no VAE: connect a VAELoader with wan_2.1_vae.safetensors")
+    if (vae.latent_channels, vae.latent_dim) != (16, 3):
+        raise ValueError(
+            f"this VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions; Helios needs the "
+            "Wan 2.1 VAE (16 channels, 3 dimensions: wan_2.1_vae.safetensors)"
+        )
+
+
+def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor) -> torch.Tensor:
+    """IMAGE (T, H, W, 3 or 4), T = 1 + 4k -> latents (1, 16, 1 + k, height/8, width/8) in model space.
+
+    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it.
+    """
+    latents = vae.encode(fit_frames(frames[..., :3], width, height, resize))
+    return comfy.latent_formats.Wan21().process_in(latents)
+
+
+def fit_frames(frames: torch.Tensor, width: int, height: int, resize: str) -> torch.Tensor:
+    """IMAGE (T, H, W, 3) in [0, 1] -> (T, height, width, 3) in [0, 1]. Frames of the right size stay as they are."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return resize_frames((frames * 255).round().clamp(0, 255).byte(), width, height, resize).float() / 255

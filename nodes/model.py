@@ -1,0 +1,141 @@
+"""Helios as a ComfyUI MODEL: a ModelPatcher over our transformer, with ComfyUI's layers and attention.
+
+ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does for its own models.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ..helios_core.attention import AttentionFunction
+from ..helios_core.checkpoint import load_transformer, open_checkpoint
+from ..helios_core.config import VARIANTS, SamplingSettings, variant_of
+from ..helios_core.transformer import HeliosTransformer
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+class HeliosModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model's configuration."""
+
+    latent_format = comfy.latent_formats.Wan21
+    supported_inference_dtypes = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class HeliosModel(comfy.model_base.BaseModel):
+    """The model inside the MODEL wire: `diffusion_model` is the transformer, `settings` its variant's sampling."""
+
+    def __init__(
+        self,
+        transformer: HeliosTransformer,
+        settings: SamplingSettings,
+        name: str,
+        manual_cast_dtype: torch.dtype | None,
+    ) -> None:
+        config = HeliosModelConfig({"disable_unet_model_creation": True})
+        config.manual_cast_dtype = manual_cast_dtype
+        super().__init__(config, comfy.model_base.ModelType.FLOW, device=None)
+        self.diffusion_model = transformer
+        self.settings = settings
+        self.name = name
+
+    def apply_model(self, *args, **kwargs):
+        """Called by ComfyUI's own samplers, which know neither memory nor pyramid."""
+        raise ValueError("Helios is sampled by the Helios Chunk Sampler node; KSampler and its kin cannot drive it")
+
+
+def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
+    """Read a Helios checkpoint into a MODEL.
+
+    `variant` "auto" reads it from the files and falls back to Distilled. Raises CheckpointError for a file that is
+    not a complete Helios transformer.
+    """
+    checkpoint = open_checkpoint(path)
+    settings = _settings(checkpoint.settings, variant, path)
+
+    management = comfy.model_management
+    supported = list(HeliosModelConfig.supported_inference_dtypes)
+    storage = WEIGHT_DTYPES[weight_dtype] or management.unet_dtype(
+        model_params=checkpoint.num_parameters, supported_dtypes=supported, weight_dtype=checkpoint.stored_dtype
+    )
+    load_device = management.get_torch_device()
+    manual_cast = management.unet_manual_cast(storage, load_device, supported)
+    compute = manual_cast or storage
+    transformer = load_transformer(
+        checkpoint,
+        dtype=compute,
+        weight_dtype=storage,
+        device=management.unet_offload_device(),
+        operations=comfy.ops.disable_weight_init if storage == compute else comfy.ops.manual_cast,
+    )
+    logger.info(
+        "Helios %s from %s: %.1f B parameters, %s weights, computing in %s",
+        variant_of(settings), path.name, checkpoint.num_parameters / 1e9, storage, compute,
+    )  # fmt: skip
+    model = HeliosModel(transformer, settings, path.name, manual_cast)
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=load_device, offload_device=management.unet_offload_device()
+    )
+
+
+def _settings(from_files: SamplingSettings | None, variant: str, path: Path) -> SamplingSettings:
+    if variant != "auto":
+        # The files know the exact schedule of their own variant.
+        if from_files is not None and variant_of(from_files) == variant:
+            return from_files
+        return VARIANTS[variant]
+    if from_files is not None:
+        return from_files
+    guessed = next((name for name in VARIANTS if name in path.name.lower()), "distilled")
+    logger.warning(
+        "%s does not say which Helios variant it is; taking it for %s. If that is wrong, choose it in the loader",
+        path.name, guessed,
+    )  # fmt: skip
+    return VARIANTS[guessed]
+
+
+def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:
+    """The Helios inside a MODEL. Raises ValueError for another model."""
+    if not isinstance(patcher.model, HeliosModel):
+        raise ValueError(
+            f"the model is a {type(patcher.model).__name__}, not Helios; load one with the Helios Loader node"
+        )
+    return patcher.model
+
+
+def comfy_attention(transformer_options: dict) -> AttentionFunction:
+    """ComfyUI's attention (and what the user has put in its place) for q, k, v of (B, heads, N, head_dim)."""
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return optimized_attention(
+            query,
+            key,
+            value,
+            heads=query.shape[1],
+            skip_reshape=True,
+            skip_output_reshape=True,
+            transformer_options=transformer_options,
+        )
+
+    return attention
+
+
+CheckCancelled = Callable[[], None]
+check_cancelled: CheckCancelled = comfy.model_management.throw_exception_if_processing_interrupted

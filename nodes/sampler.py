@@ -1,0 +1,169 @@
+"""Helios Chunk Sampler: MODEL, prompt and memory -> chunks of latents and the next memory."""
+
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..helios_core.config import SamplingSettings, parse_steps
+from ..helios_core.cost import activation_bytes
+from ..helios_core.noise import NOISE_SOURCES, noise_source
+from ..helios_core.sampler import Hooks, StepDone, check_job, count_steps, sample_chunks
+from .model import check_cancelled, comfy_attention, helios_model
+from .wires import CATEGORY, HeliosMemoryType, prompt_embeds
+
+
+class HeliosChunkSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosChunkSampler",
+            display_name="Helios Chunk Sampler",
+            category=CATEGORY,
+            description="Makes chunks of 33 frames that go on from a memory. Chain samplers through the memory to "
+            "change the prompt or the seed as the video goes on; the latents hold one chunk per batch element.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Helios model."),
+                io.Conditioning.Input("positive", tooltip="What these chunks show, from the umt5-xxl text encoder."),
+                HeliosMemoryType.Input("memory", tooltip="The past: from Helios Context or from another sampler."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. The noise of a chunk depends on the seed and the chunk's place in the "
+                    "video only, so a run split over samplers with one seed equals a run in one piece.",
+                ),
+                io.Int.Input(
+                    "chunks",
+                    default=4,
+                    min=1,
+                    max=10000,
+                    tooltip="Number of chunks of 33 frames (1.375 seconds at 24 frames per second).",
+                ),
+                io.String.Input(
+                    "steps",
+                    default="",
+                    tooltip="Steps in each pyramid stage, e.g. 2,2,2. Empty: the variant's own (Distilled 2,2,2; Mid "
+                    "20,20,20; Base 50).",
+                ),
+                io.Float.Input(
+                    "guidance_scale",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the prompt is followed. 0: the variant's own (Base and Mid 5, Distilled 1). "
+                    "1 means no guidance, needs no negative prompt and takes half the time.",
+                ),
+                io.Boolean.Input(
+                    "amplify_first_chunk",
+                    default=True,
+                    tooltip="Distilled only: twice the steps in the first chunk of a video, on which all others build.",
+                ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(NOISE_SOURCES),
+                    default="seeded",
+                    tooltip="seeded: every chunk's noise follows from seed and chunk, for resuming and branching. "
+                    "diffusers, authors: one stream of noise in the order of diffusers' pipeline or of the authors' "
+                    "own, to compare with them.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latents", tooltip="One chunk of 9 latent frames per batch element."),
+                HeliosMemoryType.Output("next_memory", display_name="memory", tooltip="The past after these chunks."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps: str | None = None) -> bool | str:
+        if not steps:  # the variant's own, or from another node and known only when that has run
+            return True
+        try:
+            parse_steps(steps)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model, positive, memory, seed, chunks, steps, guidance_scale, amplify_first_chunk, noise, negative=None
+    ) -> io.NodeOutput:
+        helios = helios_model(model)
+        transformer = helios.diffusion_model
+        settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
+        check_job(transformer, memory, settings, chunks, has_negative=negative is not None)
+        prompts = [prompt_embeds(positive, "positive")]
+        if settings.guided:
+            prompts.append(prompt_embeds(negative, "negative"))
+
+        device = model.load_device
+        required = activation_bytes(
+            transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=len(prompts)
+        )
+        comfy.model_management.load_models_gpu([model, *model.model_patches_models()], memory_required=required)
+        hooks = Hooks(
+            progress=Progress(helios, device, count_steps(settings, memory, chunks)),
+            check_cancelled=check_cancelled,
+            attention=comfy_attention(model.model_options["transformer_options"]),
+        )
+        prompts = [rows.to(device) for rows in prompts]
+        latents = []
+        model.pre_run()
+        try:
+            for chunk, next_memory in sample_chunks(
+                transformer,
+                prompts[0],
+                memory,
+                chunks,
+                noise_source(noise, seed, device),
+                settings,
+                negative_prompt_embeds=prompts[-1] if settings.guided else None,
+                hooks=hooks,
+                model_name=helios.name,
+            ):
+                latents.append(chunk.to(comfy.model_management.intermediate_device()))
+                memory = next_memory
+        finally:
+            model.cleanup()
+        samples = helios.process_latent_out(torch.cat(latents))
+        return io.NodeOutput({"samples": samples}, memory)
+
+
+def choose_settings(
+    settings: SamplingSettings, steps: str, guidance_scale: float, amplify_first_chunk: bool
+) -> SamplingSettings:
+    """The variant's settings with what the node overrides. Raises ValueError when steps and stages do not match."""
+    return replace(
+        settings,
+        steps=parse_steps(steps) if steps else settings.steps,
+        guidance_scale=guidance_scale or settings.guidance_scale,
+        amplify_first_chunk=amplify_first_chunk,
+    )
+
+
+class Progress:
+    """One bar over all chunks, stages and steps of the job, with ComfyUI's preview of the current guess."""
+
+    def __init__(self, helios, device: torch.device, total: int) -> None:
+        self.bar = comfy.utils.ProgressBar(total)
+        self.total = total
+        self.done = 0
+        self.previewer = latent_preview.get_previewer(device, helios.latent_format)
+
+    def __call__(self, step: StepDone) -> None:
+        self.done += 1
+        preview = None
+        if self.previewer is not None:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", step.denoised)
+        self.bar.update_absolute(self.done, self.total, preview)

@@ -1,0 +1,39 @@
+"""The pack's own wire types, and how ComfyUI's wires carry Helios values."""
+
+import torch
+from comfy_api.latest import io
+
+from ..helios_core.config import LATENT_FRAMES_PER_CHUNK, MAX_PROMPT_TOKENS
+
+CATEGORY = "Helios"
+
+HeliosMemoryType = io.Custom("HELIOS_MEMORY")
+
+
+def prompt_embeds(conditioning: list, name: str) -> torch.Tensor:
+    """The text encoder's rows (1, L, text_dim) of a CONDITIONING.
+
+    Raises ValueError when it holds several conditions, or rows that are not Helios' 512.
+    """
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"{name} holds {len(conditioning)} conditions; Helios takes one. "
+            "Use ConditioningConcat or ConditioningAverage instead of ConditioningCombine"
+        )
+    rows = conditioning[0][0]
+    if rows.ndim != 3 or rows.shape[0] != 1:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (1, tokens, channels) from one prompt")
+    if rows.shape[1] > MAX_PROMPT_TOKENS:
+        raise ValueError(
+            f"{name} has {rows.shape[1]} tokens; Helios was trained with {MAX_PROMPT_TOKENS}. Shorten the prompt"
+        )
+    return rows
+
+
+def check_chunk_latents(samples: torch.Tensor) -> None:
+    """Raise ValueError unless `samples` is a batch of chunks (num_chunks, 16, 9, h, w)."""
+    if samples.ndim != 5 or samples.shape[2] != LATENT_FRAMES_PER_CHUNK:
+        raise ValueError(
+            f"latents have shape {tuple(samples.shape)}; expected (chunks, 16, {LATENT_FRAMES_PER_CHUNK}, "
+            "height/8, width/8) from a Helios Chunk Sampler"
+        )
