@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, int, int]) -> torch.Tensor:
@@ -14,10 +15,11 @@ def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, int, int]) -> torch.Te
 
 def to_tokens(x: torch.Tensor) -> torch.Tensor:
     """(B, D, T, H, W) -> (B, T*H*W, D), frame-major, then rows, then columns."""
-    return x.flatten(2).transpose(1, 2)
+    return rearrange(x, "b d t h w -> b (t h w) d")
 
 
 def unpatchify(tokens: torch.Tensor, grid: torch.Size, patch_size: tuple[int, int, int]) -> torch.Tensor:
     """(B, N, pt*ph*pw*C) on a token grid (t, h, w) -> (B, C, t*pt, h*ph, w*pw). The channel index runs fastest."""
-    x = tokens.unflatten(2, (*patch_size, -1)).unflatten(1, tuple(grid))  # b t h w pt ph pw c
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    (t, h, w), (pt, ph, pw) = grid, patch_size
+    pattern = "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)"
+    return rearrange(tokens, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)

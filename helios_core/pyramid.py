@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from .config import ScheduleConfig
 
@@ -102,8 +103,8 @@ def stage_schedule(schedule: ScheduleConfig, stage: int, num_steps: int, num_tok
 
 
 def _per_frame(x: torch.Tensor, **interpolation) -> torch.Tensor:
-    frames = F.interpolate(x.transpose(1, 2).flatten(0, 1), **interpolation)
-    return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), **interpolation)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
 
 
 def start_noise(noise: torch.Tensor, num_stages: int) -> torch.Tensor:
@@ -163,7 +164,7 @@ def renoise(
     height, width = latents.shape[-2:]
     upsampled = _per_frame(latents, size=(2 * height, 2 * width), mode="nearest")
     factor = torch.tensor(block_noise_factor(schedule.gamma), device=independent.device)
-    blocks = (independent @ factor.T).view(*latents.shape, 2, 2)
-    noise = blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2).to(latents.device, dtype)
+    blocks = (independent @ factor.T).view(*latents.shape, 4)
+    noise = rearrange(blocks, "b c t h w (ph pw) -> b c t (h ph) (w pw)", ph=2).to(latents.device, dtype)
     alpha, beta = renoise_scales(schedule, stage_ranges(schedule)[stage].start_sigma)
     return alpha * upsampled + beta * noise

@@ -224,7 +224,7 @@ def test_renoise_adds_unit_noise_with_the_right_correlation_in_each_block():
     schedule, shape = ScheduleConfig(), (1, 16, 9, 16, 16)
     nothing = torch.zeros(shape)
     independent = torch.randn(renoise_shape(nothing), generator=reference.generator(3))
-    _, beta = renoise_scales(schedule, 1)
+    _, beta = renoise_scales(schedule, stage_ranges(schedule)[1].start_sigma)
     noise = renoise(nothing, independent, 1, schedule, torch.float32) / beta
     assert noise.shape == (1, 16, 9, 32, 32)
     blocks = F.unfold(noise.reshape(-1, 1, 32, 32), 2, stride=2).transpose(1, 2).reshape(-1, 4)
@@ -240,7 +240,7 @@ def test_renoise_keeps_the_blocks_mean_and_scales_it(stage):
     schedule = ScheduleConfig()
     latents = start_sample()
     independent = torch.randn(renoise_shape(latents), generator=reference.generator(4))
-    alpha, _ = renoise_scales(schedule, stage)
+    alpha, _ = renoise_scales(schedule, stage_ranges(schedule)[stage].start_sigma)
     entered = renoise(latents, independent, stage, schedule, torch.float32)
     pooled = F.avg_pool2d(entered.flatten(0, 2), 2).view_as(latents)
     torch.testing.assert_close(pooled, alpha * latents, rtol=0, atol=1e-5)
@@ -249,7 +249,7 @@ def test_renoise_keeps_the_blocks_mean_and_scales_it(stage):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_at_one_third_the_renoise_scales_have_a_simple_form(stage):
     sigma = stage_ranges(ScheduleConfig())[stage].start_sigma
-    assert renoise_scales(ScheduleConfig(), stage) == pytest.approx(
+    assert renoise_scales(ScheduleConfig(), stage_ranges(ScheduleConfig())[stage].start_sigma) == pytest.approx(
         (1 / (1 + sigma), math.sqrt(3) * sigma / (1 + sigma)), abs=1e-12
     )
 

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""One command sets up everything and runs the demo, another one the tests. Needs Python 3.11+ and PyPI, nothing else.
+
+    python3 tools/dev.py demo     a video from the embedded demo model, without ComfyUI and without downloads of weights
+    python3 tools/dev.py test     all tests; with COMFYUI_PATH also those inside that ComfyUI (several: joined by ':')
+
+What is installed goes into `.venv` folders in this checkout; a second run finds them ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = "torch==2.13.0"
+# Frameworks a ComfyUI checkout asks for without version; torchaudio is left out (two audio nodes need it).
+TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
+COMFYUI_TEST_PACKAGES = [
+    "hypothesis", "playwright", "pytest", "pytest-timeout", "requests", "scikit-image", "websocket-client",
+]  # fmt: skip
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036 (told before anything else fails)
+        sys.exit(f"Python {sys.version.split()[0]} is too old; Python 3.11 or newer is needed")
+    command, *arguments = sys.argv[1:] or ["help"]
+    match command:
+        case "demo":
+            return demo(arguments)
+        case "test":
+            return test(arguments)
+        case _:
+            print(__doc__)
+            return 0 if command in ("help", "-h", "--help") else 2
+
+
+def demo(arguments: list[str]) -> int:
+    """The main job on the embedded default: prompt in, mp4 and contact sheet out. Further arguments are passed on."""
+    python = environment(".venv", ["-r", str(ROOT / "requirements-core.txt")])
+    out = ROOT / "output"
+    out.mkdir(exist_ok=True)
+    defaults = ["--prompt", "a red circle moves right on blue", "--chunks", "3", "--out", str(out / "demo.mp4")]
+    sheet = ["--sheet", str(out / "demo.png")]
+    return run([python, "-m", "helios_core", "generate", *defaults, *sheet, *arguments])
+
+
+def test(arguments: list[str]) -> int:
+    """Core tests against diffusers, then the tests inside each ComfyUI that COMFYUI_PATH names."""
+    python = environment(".venv-test", ["-r", str(ROOT / "requirements-dev.txt")])
+    without_comfyui = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+    status = run([python, "-m", "ruff", "check", "."])
+    status = run([python, "-m", "pytest", *arguments], env=without_comfyui) or status
+    for checkout in filter(None, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)):
+        comfyui = Path(checkout).expanduser().resolve()
+        python = comfyui_environment(comfyui)
+        print(f"Tests inside ComfyUI {comfyui}", flush=True)
+        env = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+        status = run([python, "-m", "pytest", "tests/comfyui", *arguments], env=env) or status
+    return status
+
+
+def environment(name: str, requirements: list[str], prepare=None) -> Path:
+    """Python of the virtual environment `name`, made or brought up to date when its requirements have changed."""
+    folder = ROOT / name
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    files = [Path(item).read_bytes() for item in requirements if item.endswith(".txt")]
+    core = (ROOT / "requirements-core.txt").read_bytes()
+    wanted = hashlib.sha256(b"\0".join([sys.version.encode(), repr(requirements).encode(), core, *files])).hexdigest()
+    stamp = folder / "ready"
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print(f"Setting up {name} (once; a few minutes) ...", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True
+        )
+        if prepare is not None:
+            prepare(python)
+        stamp.write_text(wanted)
+    return python
+
+
+def comfyui_environment(comfyui: Path) -> Path:
+    """Python of an environment with that ComfyUI's own requirements."""
+    if not (comfyui / "main.py").is_file():
+        sys.exit(f"COMFYUI_PATH names {comfyui}, which is no ComfyUI checkout (there is no main.py)")
+    lines = (comfyui / "requirements.txt").read_text().splitlines()
+    wanted = [line for line in lines if line.strip() and line.strip() not in TORCH_FAMILY and line[0] != "#"]
+    return environment(f".venv-{comfyui.name}", [TORCH, *wanted, *COMFYUI_TEST_PACKAGES], add_torchvision)
+
+
+def add_torchvision(python: Path) -> None:
+    """Install torchvision beside whatever torch there is, and scikit-video for its sample clips only."""
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*install, "torchvision==0.28.0", "scikit-video==1.1.11"], check=True)
+    if subprocess.run([python, "-c", "import torchvision"], capture_output=True, check=False).returncode == 0:
+        return
+    # The registry's torchvision is linked against CUDA. With a CPU torch its C++ operators do not load, which it
+    # tolerates, but it then describes two operators that nobody has declared. So they are declared.
+    where = "import importlib.util as u; print(u.find_spec('torchvision').submodule_search_locations[0])"
+    package = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
+    file = package / "_meta_registrations.py"
+    declare = "\n".join(
+        f'torch.library.define("torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")'
+        for name in ("nms", "qnms")
+    )
+    file.write_text(f"import torch\n{declare}\n{file.read_text()}")
+    subprocess.run([python, "-c", "import torchvision"], check=True)
+
+
+def run(command: list, env: dict[str, str] | None = None) -> int:
+    return subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
