@@ -130,25 +130,27 @@ def load_transformer(
     """Build the transformer on `device` and read its weights, one tensor at a time.
 
     `dtype` is the compute dtype (float32, bfloat16 or float16); the parameters that Helios keeps in float32 are
-    float32 whatever it is. `weight_dtype` float8_e4m3fn or float8_e5m2 stores the Linear weights of the blocks in
-    fp8: half the memory of bf16, for `operations` that cast weights when they use them (torch.nn does not). Values
-    beyond the fp8 range are clamped to it, and a scaled fp8 file is rounded a second time, without its scale.
+    float32 whatever it is. `weight_dtype` (also float8_e4m3fn or float8_e5m2) is what the Linear weights of the blocks
+    are stored in, for `operations` that cast weights when they use them (torch.nn does not). In fp8, values beyond
+    the range are clamped to it, and a scaled fp8 file is rounded a second time, without its scale.
 
     Parameters need no gradient. Raises CheckpointError when a file has changed since it was opened, ValueError for
     other dtypes.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype}; allowed: float32, bfloat16, float16. For fp8 storage use weight_dtype")
-    if weight_dtype not in (None, *_FP8_DTYPES):
-        raise ValueError(f"weight_dtype is {weight_dtype}; allowed: None, float8_e4m3fn, float8_e5m2")
+    if weight_dtype not in (None, *_WEIGHT_DTYPES):
+        allowed = ", ".join(map(str, _WEIGHT_DTYPES))
+        raise ValueError(f"weight_dtype is {weight_dtype}; allowed: None, {allowed}")
 
     model = HeliosTransformer(checkpoint.config, operations=operations, dtype=dtype, device="meta")
     by_place = sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].offset))
     for name, entry in by_place:
         module_name, _, parameter_name = name.rpartition(".")
         module = model.get_submodule(module_name)
-        in_fp8 = weight_dtype and name.startswith("blocks.") and name.endswith(".weight") and len(entry.shape) == 2
-        tensor = checkpoint.read(name, weight_dtype if in_fp8 else getattr(module, parameter_name).dtype)
+        is_linear = name.startswith("blocks.") and name.endswith(".weight") and len(entry.shape) == 2
+        stored = weight_dtype if is_linear and weight_dtype else getattr(module, parameter_name).dtype
+        tensor = checkpoint.read(name, stored)
         setattr(module, parameter_name, nn.Parameter(tensor.to(device), requires_grad=False))
     return model.eval()
 

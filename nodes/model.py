@@ -19,6 +19,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..helios_core.attention import AttentionFunction
 from ..helios_core.checkpoint import load_transformer, open_checkpoint
 from ..helios_core.config import VARIANTS, SamplingSettings, variant_of
+from ..helios_core.cost import num_parameters
 from ..helios_core.transformer import HeliosTransformer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class HeliosModel(comfy.model_base.BaseModel):
 def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
     """Read a Helios checkpoint into a MODEL.
 
-    `variant` "auto" reads it from the files and falls back to Distilled. Raises CheckpointError for a file that is
+    `variant` "auto" reads it from the files, else from the name, and falls back to Distilled. Raises CheckpointError for a file that is
     not a complete Helios transformer.
     """
     checkpoint = open_checkpoint(path)
@@ -72,8 +73,9 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patch
 
     management = comfy.model_management
     supported = list(HeliosModelConfig.supported_inference_dtypes)
+    size = num_parameters(checkpoint.config)
     storage = WEIGHT_DTYPES[weight_dtype] or management.unet_dtype(
-        model_params=checkpoint.num_parameters, supported_dtypes=supported, weight_dtype=checkpoint.stored_dtype
+        model_params=size, supported_dtypes=supported, weight_dtype=checkpoint.stored_dtype
     )
     load_device = management.get_torch_device()
     manual_cast = management.unet_manual_cast(storage, load_device, supported)
@@ -87,7 +89,7 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patch
     )
     logger.info(
         "Helios %s from %s: %.1f B parameters, %s weights, computing in %s",
-        variant_of(settings), path.name, checkpoint.num_parameters / 1e9, storage, compute,
+        variant_of(settings), path.name, size / 1e9, storage, compute,
     )  # fmt: skip
     model = HeliosModel(transformer, settings, path.name, manual_cast)
     return comfy.model_patcher.ModelPatcher(
@@ -103,12 +105,14 @@ def _settings(from_files: SamplingSettings | None, variant: str, path: Path) -> 
         return VARIANTS[variant]
     if from_files is not None:
         return from_files
-    guessed = next((name for name in VARIANTS if name in path.name.lower()), "distilled")
-    logger.warning(
-        "%s does not say which Helios variant it is; taking it for %s. If that is wrong, choose it in the loader",
-        path.name, guessed,
-    )  # fmt: skip
-    return VARIANTS[guessed]
+    named = next((name for name in VARIANTS if name in path.name.lower()), None)
+    if named is None:
+        named = "distilled"
+        logger.warning(
+            "%s does not say which Helios variant it is; taking it for %s. If that is wrong, choose it in the loader",
+            path.name, named,
+        )  # fmt: skip
+    return VARIANTS[named]
 
 
 def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:
