@@ -358,7 +358,7 @@ def _known_variant(variant: str) -> str:
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype in _FP8_DTYPES and tensor.dtype != dtype:
-        # fp8 conversion turns what is out of range into NaN.
+        # Out of range, the conversion gives infinity or NaN, depending on format and torch version.
         limit = torch.finfo(dtype).max
         tensor = tensor.float().clamp(-limit, limit)
     return tensor.to(dtype)

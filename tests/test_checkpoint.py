@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import CheckpointError, load_transformer, open_checkpoint, save_transformer
 from helios_core.config import VARIANTS, TransformerConfig
-from helios_core.layouts import PREFIXES, canonical_name, comfyui_name, find_prefix
+from helios_core.layouts import canonical_name, comfyui_name, find_prefix
 from helios_core.transformer import HeliosTransformer
 
 PACK = Path(__file__).resolve().parent.parent
@@ -66,6 +66,8 @@ def error_of(path):
         open_checkpoint(path)
     return str(caught.value)
 
+
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
 
 # Names
 
@@ -214,17 +216,20 @@ def test_parameters_keep_the_dtypes_of_the_model_and_need_no_gradient(tmp_path):
     assert not model.training
 
 
-def test_fp8_storage_is_for_the_linear_weights_of_the_blocks_only(tmp_path):
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_storage_is_for_the_linear_weights_of_the_blocks_only(tmp_path, fp8):
     weights = random_weights()
     weights["blocks.0.attn1.to_q.weight"][0, 0] = 1e6
     file = write(tmp_path / "helios.safetensors", weights)
-    model = load_transformer(open_checkpoint(file), dtype=torch.bfloat16, weight_dtype=torch.float8_e4m3fn)
-    in_fp8 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
+    model = load_transformer(open_checkpoint(file), dtype=torch.bfloat16, weight_dtype=fp8)
+    in_fp8 = {name for name, parameter in model.named_parameters() if parameter.dtype == fp8}
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert in_fp8 == {name for name in linear if name.startswith("blocks.")}
-    assert model.blocks[0].attn1.to_q.weight[0, 0].float() == 448  # the largest value of e4m3, not NaN
-    close = model.blocks[1].ffn.net[2].weight.float()
-    torch.testing.assert_close(close, weights["blocks.1.ffn.net.2.weight"], rtol=2**-4, atol=2**-10)
+    # The format's largest value, neither infinite nor NaN.
+    assert model.blocks[0].attn1.to_q.weight[0, 0].float() == torch.finfo(fp8).max
+    stored = model.blocks[1].ffn.net[2].weight.float()
+    half_a_step = torch.finfo(fp8).eps / 2
+    torch.testing.assert_close(stored, weights["blocks.1.ffn.net.2.weight"], rtol=half_a_step, atol=2**-10)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +354,12 @@ def test_a_scale_that_fits_no_rows_is_refused(tmp_path):
     weights = random_weights() | {"blocks.0.attn1.to_q.weight_scale": torch.ones(5, 7)}
     message = error_of(write(tmp_path / "fp8.safetensors", weights))
     assert "blocks.0.attn1.to_q.weight_scale is torch.float32 (5, 7)" in message
+
+
+def test_a_scale_without_its_weight_is_unexpected(tmp_path):
+    weights = random_weights() | {"blocks.0.attn1.to_qkv.scale_weight": torch.ones(1)}
+    message = error_of(write(tmp_path / "fp8.safetensors", weights))
+    assert "1 unexpected (blocks.0.attn1.to_qkv.scale_weight)" in message
 
 
 def test_a_packed_four_bit_weight_is_refused_by_its_format(tmp_path):
