@@ -31,7 +31,7 @@ from .layouts import (
     is_beside_the_point,
     what_it_looks_like,
 )
-from .safetensors_file import CheckpointError, TensorEntry, read_tensor
+from .safetensors_file import CheckpointError, TensorEntry
 from .transformer import HeliosTransformer
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "load_transformer", "open_checkpoint", "save_transformer"]
@@ -79,12 +79,12 @@ class Checkpoint:
         """One tensor by its canonical name, on the CPU, in `dtype`.
 
         Without `dtype` it comes as stored, or in float32 if it is scaled fp8. Raises KeyError for a name that is
-        not in `tensors`, and CheckpointError when the file has become shorter since it was opened.
+        not in `tensors`, and CheckpointError when the file has changed since it was opened.
         """
         entry = self.tensors[name]
-        tensor = read_tensor(entry)
+        tensor = entry.read()
         if entry.scale is not None:
-            scale = read_tensor(entry.scale).float()
+            scale = entry.scale.read().float()
             # One scale for the tensor, or one for each output row.
             tensor = tensor.float() * (scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1))
         return tensor if dtype is None else _cast(tensor, dtype)
@@ -144,8 +144,7 @@ def load_transformer(
         raise ValueError(f"weight_dtype is {weight_dtype}; allowed: None, {allowed}")
 
     model = HeliosTransformer(checkpoint.config, operations=operations, dtype=dtype, device="meta")
-    by_place = sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].offset))
-    for name, entry in by_place:
+    for name, entry in checkpoint.tensors.items():
         module_name, _, parameter_name = name.rpartition(".")
         module = model.get_submodule(module_name)
         is_linear = name.startswith("blocks.") and name.endswith(".weight") and len(entry.shape) == 2

@@ -1,22 +1,13 @@
-"""Safetensors files without loading them: the header tells what is inside, then one tensor is read at a time.
-
-The format is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes. Tensors are read into
-memory of their own instead of being mapped: the memory used is what was asked for, and a file that is replaced
-while the model lives cannot take the process down.
-"""
+"""Safetensors files without loading them: the header tells what is inside, then one tensor is read at a time."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+from safetensors import SafetensorError, safe_open
 
 _DTYPES = {
     "F64": torch.float64,
@@ -37,7 +28,7 @@ _DTYPES = {
 _OTHER_FORMATS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights: fetch the file itself (git lfs pull)"),
     (b"<", "a web page: the download was answered by a page, for example a login. Download the file again"),
-    (b"GGUF", "a GGUF file, which this pack does not read"),
+    (b"GGUF", "a GGUF file: give it the name ending .gguf"),
     (b"PK\x03\x04", "a PyTorch pickle. Pickles can run code and are never loaded: get the safetensors version"),
     (b"\x80", "a Python pickle. Pickles can run code and are never loaded: get the safetensors version"),
 )
@@ -49,7 +40,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: `file`, the `key` it is stored under, its bytes from `offset` on.
+    """A tensor in a safetensors file: the `key` it is stored under, and what the header says about it.
 
     `scale` is the tensor that a scaled fp8 weight is to be multiplied with.
     """
@@ -58,7 +49,6 @@ class TensorEntry:
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    offset: int
     scale: TensorEntry | None = None
 
     @property
@@ -66,79 +56,56 @@ class TensorEntry:
         """Size in the file, without the scale."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def read(self) -> torch.Tensor:
+        """The tensor as stored, on the CPU, in memory of its own; a `scale` is not applied.
+
+        Raises CheckpointError when the file is no longer what its header said.
+        """
+        # The file is mapped for one tensor only. A mapping that stays counts all that was read as memory in use, and
+        # takes the process down if the file is cut meanwhile.
+        try:
+            with safe_open(self.file, framework="pt") as opened:
+                tensor = opened.get_tensor(self.key).clone()
+        except (OSError, SafetensorError) as error:
+            raise unreadable(self.file, error) from error
+        if tensor.shape != self.shape or tensor.dtype != self.dtype:
+            raise CheckpointError(f"{self.file} was replaced while it was read: {self.key!r} is another tensor now")
+        return tensor
+
 
 def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Only the header is read.
 
     Raises CheckpointError for a file in another format, a damaged header, or a file shorter than it should be.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(_LENGTH_BYTES)
-        length = int.from_bytes(start, "little")
-        data_offset = _LENGTH_BYTES + length
-        if len(start) < _LENGTH_BYTES or not 2 <= length <= _MAX_HEADER_BYTES:
-            raise _not_safetensors(file, start + stream.read(64))
-        if size < data_offset:
-            raise _truncated(file, size, data_offset)
-        raw = stream.read(length)
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise _not_safetensors(file, start + raw[:64]) from None
-    if not isinstance(header, dict):
-        raise _not_safetensors(file, start + raw[:64])
-
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{file}: the header's __metadata__ is {metadata!r:.200}; it must map names to strings")
-    entries = {key: _parse_entry(file, key, value, data_offset) for key, value in header.items()}
-    end = max((entry.offset + entry.nbytes for entry in entries.values()), default=data_offset)
-    if size < end:
-        raise _truncated(file, size, end)
-    return entries, metadata
-
-
-def read_tensor(entry: TensorEntry) -> torch.Tensor:
-    """The tensor as stored, on the CPU; a `scale` is not applied."""
-    buffer = torch.empty(entry.nbytes, dtype=torch.uint8)
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.offset)
-        num_read = stream.readinto(memoryview(buffer.numpy()))
-    if num_read != entry.nbytes:
-        raise _truncated(entry.file, entry.offset + num_read, entry.offset + entry.nbytes)
-    return buffer.view(entry.dtype).view(entry.shape)
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
+            stored = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise unreadable(file, error) from error
+    for key, (_, dtype_name) in stored.items():
+        if dtype_name not in _DTYPES:
+            raise CheckpointError(
+                f"{file}: {key!r} is stored as {dtype_name}; supported: {', '.join(_DTYPES)}. "
+                "Get the bf16, fp16, fp32 or fp8 version of the weights"
+            )
+    return {key: TensorEntry(file, key, shape, _DTYPES[name]) for key, (shape, name) in stored.items()}, metadata
 
 
-def _parse_entry(file: Path, key: str, value: Any, data_offset: int) -> TensorEntry:
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """What to tell about a file that the format's library cannot read: what it is instead, else the library's words."""
     try:
-        dtype_name, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{file}: the header's entry for {key!r} is damaged: {str(value)[:200]}") from None
-    if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-        raise CheckpointError(
-            f"{file}: {key!r} is stored as {dtype_name!r}; supported: {', '.join(_DTYPES)}. "
-            "Get the bf16, fp16, fp32 or fp8 version of the weights"
-        )
-    dtype = _DTYPES[dtype_name]
-    sizes_are_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    if not sizes_are_whole or end - begin != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(
-            f"{file}: the header is damaged: {key!r} is {dtype_name} of shape {list(shape)} in bytes {begin} to {end}"
-        )
-    return TensorEntry(file, key, shape, dtype, data_offset + begin)
-
-
-def _truncated(file: Path, size: int, expected: int) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is cut off: it has {size} bytes, its header tells of {expected}. Download or copy it again"
-    )
-
-
-def _not_safetensors(file: Path, start: bytes) -> CheckpointError:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as cause:
+        return CheckpointError(f"{file} cannot be read: {cause.strerror}")
     if not start:
         return CheckpointError(f"{file} is empty. Download or copy it again")
     for magic, what in _OTHER_FORMATS:
         if start.lstrip().startswith(magic):
             return CheckpointError(f"{file} is not a safetensors file but {what}")
-    return CheckpointError(f"{file} is not a safetensors file, or its header is damaged. Download or copy it again")
+    return CheckpointError(
+        f"{file} is cut off, damaged or not a {file.suffix.removeprefix('.')} file ({error}). Download or copy it again"
+    )

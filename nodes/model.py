@@ -65,8 +65,8 @@ class HeliosModel(comfy.model_base.BaseModel):
 def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
     """Read a Helios checkpoint into a MODEL.
 
-    `variant` "auto" reads it from the files, else from the name, and falls back to Distilled. Raises CheckpointError for a file that is
-    not a complete Helios transformer.
+    `variant` "auto" reads it from the files, else from the name, and falls back to Distilled. Raises CheckpointError
+    for a file that is not a complete Helios transformer.
     """
     checkpoint = open_checkpoint(path)
     settings = _settings(checkpoint.settings, variant, path)
