@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from helios_core.conditioning import image_memory, text_memory, video_memory
+from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from helios_core.config import MemoryConfig, SamplingSettings, ScheduleConfig, TransformerConfig
 from helios_core.memory import HeliosMemory
 from helios_core.noise import AuthorsNoise, DiffusersNoise, NoiseSource
@@ -151,16 +151,13 @@ def our_memory(case: Case, source: torch.Generator, noise: NoiseSource) -> Helio
     }
     if case.task == "t2v":
         return text_memory(width=case.width, height=case.height, batch_size=case.batch_size, config=config)
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        return reference.encode(autoencoder(), frames.movedim(-1, 1), source)
+
     if case.task == "i2v":
-        image = image_of(case)
-        alone = reference.encode(autoencoder(), image, source)
-        still = reference.encode(autoencoder(), image.repeat(33, 1, 1, 1), source)
-        return image_memory(alone, still[:, :, -1:], noise, **options)
-    video = video_of(case)
-    first = reference.encode(autoencoder(), video[:1], source)
-    whole = video[-(len(video) // 33 * 33) :].split(33)
-    past = torch.cat([reference.encode(autoencoder(), frames, source) for frames in whole], dim=2)
-    return video_memory(first, past, noise, **options)
+        return image_memory(*encode_image(image_of(case).movedim(1, -1), encode), noise, **options)
+    return video_memory(*encode_video(video_of(case).movedim(1, -1), encode, config=config), noise, **options)
 
 
 def our_latents(case: Case, dtype: torch.dtype = torch.float32) -> torch.Tensor:

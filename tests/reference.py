@@ -10,6 +10,7 @@ import tempfile
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKLWan,
     HeliosDMDScheduler,
@@ -72,9 +73,13 @@ def in_bfloat16(model: HeliosTransformer3DModel) -> HeliosTransformer3DModel:
 
 
 def vae(seed: int = 0) -> AutoencoderKLWan:
-    """A tiny AutoencoderKLWan with the real strides and latent statistics."""
-    model = AutoencoderKLWan(base_dim=4, decoder_base_dim=2, z_dim=CHANNELS, dim_mult=[1, 1, 1, 1], num_res_blocks=0)
-    return randomise(model, seed)
+    """A tiny AutoencoderKLWan with the real strides (8, and 4 in time) and latent statistics.
+
+    Half of the spatial stride is Wan 2.2's patchify: a quarter of the convolutions at full resolution.
+    """
+    patches = {"patch_size": 2, "in_channels": 12, "out_channels": 12}
+    levels = {"dim_mult": [1, 1, 1], "temperal_downsample": [True, True], "num_res_blocks": 0}
+    return randomise(AutoencoderKLWan(base_dim=4, decoder_base_dim=2, z_dim=CHANNELS, **patches, **levels), seed)
 
 
 def scheduler(variant: str, **config) -> HeliosScheduler | HeliosDMDScheduler:
@@ -82,9 +87,7 @@ def scheduler(variant: str, **config) -> HeliosScheduler | HeliosDMDScheduler:
     if variant == "distilled":
         return HeliosDMDScheduler(**{"use_dynamic_shifting": True, "time_shift_type": "linear", **config})
     stages = {"stages": 1, "stage_range": [0, 1]} if variant == "base" else {}
-    return HeliosScheduler(
-        **{"use_dynamic_shifting": True, "time_shift_type": "exponential", **stages, **config}
-    )
+    return HeliosScheduler(**{"use_dynamic_shifting": True, "time_shift_type": "exponential", **stages, **config})
 
 
 def block_noise_factor(gamma: float) -> torch.Tensor:
@@ -141,9 +144,8 @@ def pipeline(variant: str, model, autoencoder, *, authors_noise: bool = False, *
 def clip(num_frames: int, height: int, width: int, seed: int = 7) -> torch.Tensor:
     """Pixels (num_frames, 3, height, width) in 0..1: smooth blobs that move, so that the VAE has structure."""
     small = torch.randn(1, 3, max(2, num_frames // 8), 4, 4, generator=generator(seed))
-    return torch.nn.functional.interpolate(small, (num_frames, height, width), mode="trilinear")[
-        0
-    ].sigmoid().transpose(0, 1)
+    video = F.interpolate(small, (num_frames, height, width), mode="trilinear").sigmoid()
+    return video[0].transpose(0, 1)
 
 
 @torch.no_grad()

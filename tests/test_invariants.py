@@ -97,10 +97,10 @@ def test_a_chunk_does_depend_on_the_anchor():
 @pytest.mark.parametrize("task", ["t2v", "i2v", "v2v"])
 @pytest.mark.parametrize("config", [BASE, MID, DISTILLED], ids=["base", "mid", "distilled"])
 def test_a_run_split_anywhere_and_a_longer_run_give_the_same_bits(config, task):
-    whole = run(start(task), 4, config)
-    for split in range(1, 4):
+    whole = run(start(task), 3, config)
+    for split in (1, 2):
         first = run(start(task), split, config)
-        second = run(first[-1][1], 4 - split, config)
+        second = run(first[-1][1], 3 - split, config)
         for (latents, memory), (expected, expected_memory) in zip(first + second, whole, strict=True):
             assert torch.equal(latents, expected)
             assert torch.equal(memory.frames, expected_memory.frames)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_core.noise import AuthorsNoise, DiffusersNoise, SeededNoise
+from helios_core.noise import NOISE_SOURCES, AuthorsNoise, DiffusersNoise, SeededNoise, noise_source
 from tests import reference
 
 KEYS = [("chunk", 0), ("chunk", 1), ("renoise", 0, 1), ("renoise", 0, 2), ("renoise", 1, 1), ("image",), ("tail",)]
@@ -69,3 +69,13 @@ def test_authors_noise_between_stages_is_always_the_same_and_takes_nothing_from_
         assert torch.equal(source.normal((3, 4), ("chunk", chunk)), torch.randn(3, 4, generator=expected))
         for stage in (1, 2):
             assert torch.equal(source.normal((8, 4), ("renoise", chunk, stage)), torchs_default)
+
+
+def test_a_source_is_found_by_its_name():
+    found = [noise_source(name, 9, "cpu") for name in NOISE_SOURCES]
+    assert [type(source) for source in found] == [SeededNoise, DiffusersNoise, AuthorsNoise]
+    fresh = [SeededNoise(9), DiffusersNoise(reference.generator(9)), AuthorsNoise(reference.generator(9))]
+    for source, expected in zip(found, fresh, strict=True):
+        assert torch.equal(source.normal((3,), ("chunk", 0)), expected.normal((3,), ("chunk", 0)))
+    with pytest.raises(ValueError, match="'torch'; allowed: seeded, diffusers, authors"):
+        noise_source("torch", 9, "cpu")

@@ -71,9 +71,7 @@ def test_every_option_means_what_it_means_in_the_reference(case):
         pytest.param(replace(MID, scheduler={"scheduler_type": "euler"}, num_chunks=1), id="mid, Euler"),
         pytest.param(replace(MID, scheduler={"time_shift_type": "linear"}, num_chunks=1), id="mid, linear shift"),
         pytest.param(
-            replace(
-                MID, scheduler={"stages": 2, "stage_range": [0, 0.5, 1], "gamma": 0.25}, steps=(4, 3), width=64
-            ),
+            replace(MID, scheduler={"stages": 2, "stage_range": [0, 0.5, 1], "gamma": 0.25}, steps=(4, 3), width=64),
             id="mid, two stages, gamma 1/4",
         ),
         pytest.param(replace(DISTILLED, scheduler={"use_dynamic_shifting": False}), id="distilled, unshifted"),

@@ -112,9 +112,7 @@ def test_in_bfloat16_we_are_no_further_from_float32_than_the_reference(history_s
     exact = reference.transformer()
     oracle = reference.in_bfloat16(exact)
     arguments = inputs(exact, 2, (6, 10), history_size, dtype=torch.bfloat16)
-    in_float32 = {
-        name: value.float() if value.dtype == torch.bfloat16 else value for name, value in arguments.items()
-    }
+    in_float32 = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in arguments.items()}
     truth = run_oracle(exact, in_float32)
     expected = run_oracle(oracle, arguments)
     actual = run_ours(ours(oracle, torch.bfloat16), arguments)
