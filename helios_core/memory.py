@@ -36,11 +36,15 @@ class MemoryWindow:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a memory comes from: the task it was started for, and model and seed of its latest chunk."""
+    """Where a memory comes from: the task it was started for, and model and seed of its latest chunk.
+
+    `model` is a name for people; `model_fingerprint`, when it is known, tells for sure.
+    """
 
     task: Literal["t2v", "i2v", "v2v"] = "t2v"
     model: str = ""
     seed: int | None = None
+    model_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ class HeliosMemory:
             short = torch.cat((anchor, short), dim=2)
         return MemoryWindow(long, mid, short, frame_indices(self.config))
 
-    def append(self, latents: torch.Tensor, *, model: str = "", seed: int | None = None) -> HeliosMemory:
+    def append(
+        self, latents: torch.Tensor, *, model: str = "", seed: int | None = None, model_fingerprint: str = ""
+    ) -> HeliosMemory:
         """The memory after a chunk. `latents` (B, C, T, h, w), model space; `model` and `seed` made them."""
         if latents.shape[:2] != self.frames.shape[:2] or latents.shape[3:] != self.frames.shape[3:]:
             raise ValueError(
@@ -107,7 +113,7 @@ class HeliosMemory:
             frames=frames.clone(),
             anchor=latents[:, :, :1].clone() if self._takes_anchor() else self.anchor,
             chunk_index=self.chunk_index + 1,
-            provenance=replace(self.provenance, model=model, seed=seed),
+            provenance=replace(self.provenance, model=model, seed=seed, model_fingerprint=model_fingerprint),
         )
 
     def _takes_anchor(self) -> bool:

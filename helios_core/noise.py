@@ -89,3 +89,14 @@ def noise_source(name: str, seed: int, device: torch.device | str) -> NoiseSourc
             return AuthorsNoise(torch.Generator(device).manual_seed(seed))
         case _:
             raise ValueError(f"noise is {name!r}; allowed: {', '.join(NOISE_SOURCES)}")
+
+
+def stream_state(source: NoiseSource) -> torch.Tensor | None:
+    """Where a source that draws one stream stands, as a uint8 tensor; None for one whose draws have no order."""
+    return source.generator.get_state() if isinstance(source, DiffusersNoise) else None
+
+
+def restore_stream(source: NoiseSource, state: torch.Tensor | None) -> None:
+    """Put a source back to where `stream_state` found it."""
+    if isinstance(source, DiffusersNoise):
+        source.generator.set_state(state)

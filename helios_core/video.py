@@ -65,7 +65,7 @@ class VideoWriter:
         self.path = Path(path)
         self.width = width
         self.height = height
-        self.frame_rate = _exact_rate(frame_rate)
+        self.frame_rate = exact_rate(frame_rate)
         self.crf = crf
         self.metadata = dict(metadata or {})
         self.num_frames = 0
@@ -103,8 +103,9 @@ class VideoWriter:
         options = {"movflags": "faststart+use_metadata_tags"}
         self._container = av.open(str(self.temporary_path), "w", format="mp4", options=options)
         self._container.metadata.update(self.metadata)
+        # x264's bytes depend on the number of threads; with a fixed one all machines write the same file.
         self._stream = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options={"crf": str(self.crf)}
+            "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "threads": "4"}
         )
         self._stream.width = self.width
         self._stream.height = self.height
@@ -179,7 +180,8 @@ class VideoWriter:
         os.replace(self.temporary_path, self.path)
 
 
-def _exact_rate(frame_rate: float | Fraction) -> Fraction:
+def exact_rate(frame_rate: float | Fraction) -> Fraction:
+    """The rate as the fraction that is meant. Raises ValueError unless it is above 0 and at most 1000 per second."""
     if not (math.isfinite(frame_rate) and 0 < frame_rate <= 1000):
         raise ValueError(f"frame_rate {frame_rate} is out of range; allowed: above 0 up to 1000 per second")
     # 1001 is the denominator of the television rates: 23.976... becomes 24000/1001.
