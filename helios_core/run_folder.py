@@ -38,7 +38,6 @@ from .storage import (
     remove_unfinished,
     save_tensors,
     unpack_memory,
-    write_atomically,
 )
 
 try:
@@ -124,6 +123,7 @@ class RunFolder:
             self._take(lock)
             for folder in (self.path, self.path / "chunks", self.path / "segments"):
                 remove_unfinished(folder)
+            self._end_torn_line()
             yield
 
     def _take(self, lock: TextIO) -> None:
@@ -187,13 +187,19 @@ class RunFolder:
 
     def note(self, record: str, **facts: Any) -> None:
         """Append one record to the journal, flushed to the disk. Only inside `locked`."""
-        path = self.path / JOURNAL
-        torn = path.is_file() and path.stat().st_size and not path.read_bytes()[-1:] == b"\n"
-        line = json.dumps({"record": record, **facts}, sort_keys=True)
-        with path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(f"{'\n' if torn else ''}{line}\n")
+        line = json.dumps({"record": record, **facts}, sort_keys=True) + "\n"
+        with (self.path / JOURNAL).open("ab") as stream:
+            stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
+
+    def _end_torn_line(self) -> None:
+        """Keep the next record off the line that a killed run left unfinished."""
+        with (self.path / JOURNAL).open("ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read() != b"\n":
+                    stream.write(b"\n")
 
     def journal(self) -> list[dict[str, Any]]:
         """The records in order. Lines that were torn by a crash are left out: the files tell what is finished."""

@@ -228,5 +228,7 @@ def check_memory(
     source = memory.provenance
     if model is not None and source.model_fingerprint not in ("", model.fingerprint):
         logger.warning(
-            "this memory was made by the model %r and goes on with %r: look at where they meet", source.model, model.name
+            "this memory was made by the model %r and goes on with %r: look at where they meet",
+            source.model,
+            model.name,
         )

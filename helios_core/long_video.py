@@ -1,0 +1,429 @@
+"""A long video: chunk after chunk is sampled, put on disk, decoded, encoded, and let go.
+
+    memory -> [ sample -> chunk file -> decode -> segment -> preview ] for each chunk -> joined file
+                 main thread             |  background thread
+
+Whatever is finished on disk is taken from there, so making a video, resuming it, changing its prompt from some chunk
+on, and rolling the dice again for one chunk are the same act. No more than two chunks are held at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .drift import AntiDrift, DriftReport
+from .fingerprint import fingerprint
+from .memory import HeliosMemory
+from .noise import NoiseSource, restore_stream, stream_state
+from .run_folder import Past, RunFolder, StoredChunk, make_key
+from .sampler import Hooks, check_job, sample_chunk
+from .segments import Encoding, GrowingVideo, join_segments, video_bytes, write_segment
+from .storage import ModelIdentity, check_memory
+from .transformer import HeliosTransformer, PromptContext
+from .video import read_video
+
+logger = logging.getLogger(__name__)
+
+# Raised by one whenever the same inputs would give other latents than before: chunks on disk are then made again.
+SAMPLER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """What to make: `num_chunks` chunks of 33 frames that go on from `memory` (one video, on the CPU).
+
+    Chunks are counted from 0 at `memory`, their position. `prompt_for(position)` gives the text encoder's rows
+    (1, L, text_dim), on the device to compute on; giving the same tensor again saves encoding it again. `negative` is
+    needed with guidance. `other_noise` are sources for single positions (re-rolls) in place of `noise`. `codec` names
+    the VAE that decodes; another name makes other segments from the same latents. `notes` go into the journal.
+    """
+
+    memory: HeliosMemory
+    num_chunks: int
+    prompt_for: Callable[[int], torch.Tensor]
+    settings: SamplingSettings
+    noise: NoiseSource
+    model: ModelIdentity
+    codec: str = ""
+    negative: torch.Tensor | None = None
+    other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
+    anti_drift: AntiDrift | None = None
+    encoding: Encoding = field(default_factory=Encoding)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError, before any heavy work, for what cannot work."""
+        memory = self.memory
+        check_size(memory.width, memory.height, self.settings.schedule.num_stages)
+        check_memory(memory, model=self.model)
+        if memory.batch_size != 1:
+            raise ValueError(f"the memory is of {memory.batch_size} videos; a long video is made one at a time")
+        if self.num_chunks < 1:
+            raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+        if self.settings.guided and self.negative is None:
+            raise ValueError(
+                f"guidance_scale {self.settings.guidance_scale} needs a negative prompt (it may be empty); "
+                "give one, or set guidance_scale to 1"
+            )
+
+
+@dataclass(frozen=True)
+class ChunkDone:
+    """Told after each chunk, once it can be seen in the preview.
+
+    `reused`: it was found on disk. `frames_per_second` and `eta_seconds` are of this session, None before a chunk was
+    made in it. `drift` tells of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read from
+    disk, so an event that is kept holds nothing big.
+    """
+
+    position: int
+    num_chunks: int
+    key: str
+    reused: bool
+    seconds_of_video: float
+    frames_per_second: float | None
+    eta_seconds: float | None
+    drift: DriftReport | None
+    segment: Path
+    folder: RunFolder
+
+    def frames(self) -> torch.Tensor:
+        """The chunk's frames (33, H, W, 3) uint8, as they are in the video file."""
+        return read_video(self.segment).frames
+
+    def latents(self) -> torch.Tensor:
+        """The chunk's latents (1, C, 9, h, w), fp32, model space."""
+        return self._load().latents
+
+    def memory(self) -> HeliosMemory:
+        """The memory after this chunk."""
+        return self._load().past.memory
+
+    def _load(self) -> StoredChunk:
+        chunk = self.folder.load_chunk(self.key)
+        if chunk is None:
+            raise FileNotFoundError(f"chunk {self.position} is no longer in {self.folder.path}; make the video again")
+        return chunk
+
+
+def make_video(
+    video: LongVideo,
+    folder: RunFolder,
+    path: Path,
+    *,
+    load_model: Callable[[], HeliosTransformer],
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    hooks: Hooks | None = None,
+    decode_in_background: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[ChunkDone]:
+    """Yield chunk after chunk as they are finished; after the last, the whole video is at `path` (mp4).
+
+    `load_model()` is called before each chunk that must be sampled and gives the model ready to compute (a host may
+    have moved it away to decode). `decode` takes latents (1, C, 9, h, w) in model space and gives frames (33, H, W, 3)
+    in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
+    `decode_in_background`: do so when it runs on another device, or there is room for both.
+
+    Whatever stops the run (an exception from `hooks.check_cancelled`, a fault, the consumer, kill -9), finished chunks
+    stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
+
+    Raises ValueError for a job that cannot work, RunFolderBusyError while another run writes in the folder, OSError
+    when the disk is full (told beforehand as far as it can be) or cannot be written.
+    """
+    video.check()
+    with folder.locked():
+        run = _Run(video, folder, load_model, decode, hooks or Hooks())
+        run.check_disk(path)
+        folder.note("take", keys=run.keys, **run.facts())
+        yield from run.chunks(decode_in_background)
+        segments = [folder.segment_path(key) for key in run.segment_keys]
+        join_segments(segments, path, metadata)
+        folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
+        folder.preview_path.unlink(missing_ok=True)
+
+
+class _Run:
+    """One call of `make_video`: keys of all chunks, and the latest chunk, which the next one goes on from."""
+
+    def __init__(self, video: LongVideo, folder: RunFolder, load_model, decode, hooks: Hooks) -> None:
+        self.video, self.folder, self.load_model, self.decode = video, folder, load_model, decode
+        self.hooks = replace(hooks, check_cancelled=self._check_cancelled)
+        self.host_check_cancelled = hooks.check_cancelled
+        self.first = Past(video.memory, stream_state(video.noise))
+        self.keys = self._chunk_keys()
+        self.segment_keys = [
+            make_key(position, fingerprint(key, video.codec, video.encoding.fingerprint))
+            for position, key in enumerate(self.keys)
+        ]
+        self.latest: tuple[int, StoredChunk] | None = None
+        self.drift_reports: dict[int, DriftReport] = {}
+        self.context: tuple[torch.Tensor, PromptContext] | None = None
+        self.negative: PromptContext | None = None
+        self.pending: deque[tuple[Future, Callable[[], ChunkDone]]] = deque()
+
+    # What is asked for
+
+    def _chunk_keys(self) -> list[str]:
+        """A hash chain: each key stands for its own inputs and, through the key before, for all that led to them."""
+        video = self.video
+        memory = video.memory
+        digest = fingerprint(
+            SAMPLER_VERSION,
+            {"frames": memory.frames, "anchor": memory.anchor, "index": memory.chunk_index, "config": memory.config},
+            {"settings": video.settings, "model": video.model.fingerprint, "anti_drift": video.anti_drift},
+            video.negative if video.settings.guided else None,
+            self.first.noise_stream,
+        )
+        keys = []
+        rows, prompt = None, ""
+        for position in range(video.num_chunks):
+            if (next_rows := video.prompt_for(position)) is not rows:
+                rows, prompt = next_rows, fingerprint(next_rows)
+            noise = self._noise(position)
+            digest = fingerprint(digest, prompt, type(noise).__name__, noise.seed)
+            keys.append(make_key(position, digest))
+        return keys
+
+    def _noise(self, position: int) -> NoiseSource:
+        return self.video.other_noise.get(position, self.video.noise)
+
+    def facts(self) -> dict[str, Any]:
+        """For the journal: how this line of video was asked for."""
+        video = self.video
+        return {
+            "time": time.time(),
+            "model": asdict(video.model),
+            "size": [video.memory.width, video.memory.height],
+            "first_chunk_index": video.memory.chunk_index,
+            "settings": asdict(video.settings),
+            "noise": type(video.noise).__name__,
+            "seeds": [self._noise(position).seed for position in range(video.num_chunks)],
+            "anti_drift": video.anti_drift and asdict(video.anti_drift),
+            "notes": dict(video.notes),
+        }
+
+    def check_disk(self, path: Path) -> None:
+        """Raise OSError, with the numbers, when what is missing will not fit."""
+        missing = sum(not self.folder.chunk_path(key).is_file() for key in self.keys)
+        use = estimate_disk_use(self.video.memory, self.video.num_chunks, num_missing=missing)
+        logger.info("%s will take about %.0f MB more on disk", self.folder.path, (use.run_folder + use.video) / 1e6)
+        needs = [(self.folder.path, use.run_folder), (path.parent, use.video)]
+        if os.stat(needs[0][0]).st_dev == os.stat(needs[1][0]).st_dev:
+            needs = [(self.folder.path, use.run_folder + use.video)]
+        for place, needed in needs:
+            free = shutil.disk_usage(place).free
+            if free < needed:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{self.video.num_chunks} chunks need about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are "
+                    "free; free some space, remove old runs (python -m helios_core runs), or make fewer chunks",
+                    str(place),
+                )
+
+    # Making it
+
+    def chunks(self, decode_in_background: bool) -> Iterator[ChunkDone]:
+        preview = GrowingVideo(self.folder.preview_path)
+        progress = _Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
+        with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
+            try:
+                for position, key in enumerate(self.keys):
+                    self._check_cancelled()
+                    reused = self.folder.has_chunk(key)
+                    chunk = None if reused else self._make(position)
+                    progress.count(made=not reused)
+                    encode = self._encoder(position, chunk, decode_in_background)
+                    done = self._event(position, reused, progress)
+                    self.pending.append((background.submit(_finish, encode, preview), done))
+                    yield from self._finished(max_pending=1)
+                yield from self._finished(max_pending=0)
+            except BaseException as stop:
+                self._note_failures(stop)
+                raise
+
+    def _make(self, position: int) -> StoredChunk:
+        """Sample a chunk and put it on disk."""
+        video = self.video
+        started = time.monotonic()
+        past = self._past_of(position)
+        noise = self._noise(position)
+        if noise is video.noise:
+            restore_stream(noise, past.noise_stream)
+        latents = self._sample(position, past.memory, noise)
+        # An own source of one position leaves the common stream where it was.
+        stream = stream_state(noise) if noise is video.noise else past.noise_stream
+        remembered, drift, report = latents, past.drift, None
+        if video.anti_drift is not None:
+            report, drift = video.anti_drift.watch(latents, past.drift)
+            self.drift_reports[position] = report
+            if report.has_drifted:
+                grain = noise.normal(tuple(latents.shape), ("drift", past.memory.chunk_index))
+                remembered = latents + video.anti_drift.strength * grain.to(latents)
+        memory = past.memory.append(
+            remembered, model=video.model.name, seed=noise.seed, model_fingerprint=video.model.fingerprint
+        )
+        chunk = StoredChunk(latents, Past(memory, stream, drift))
+        self.folder.save_chunk(self.keys[position], chunk)
+        self.folder.note(
+            "chunk",
+            key=self.keys[position],
+            chunk_index=past.memory.chunk_index,
+            seed=noise.seed,
+            seconds=round(time.monotonic() - started, 3),
+            time=time.time(),
+            drift=report and asdict(report),
+        )
+        self.latest = (position, chunk)
+        return chunk
+
+    def _past_of(self, position: int) -> Past:
+        """What a chunk goes on from. Where the chunk before turns out to be damaged, that is made again first."""
+        if position == 0:
+            return self.first
+        if self.latest is not None and self.latest[0] == position - 1:
+            return self.latest[1].past
+        return (self.folder.load_chunk(self.keys[position - 1]) or self._make(position - 1)).past
+
+    def _sample(self, position: int, memory: HeliosMemory, noise: NoiseSource) -> torch.Tensor:
+        video = self.video
+        model = self.load_model()
+        check_job(model, memory, video.settings, video.num_chunks, has_negative=video.negative is not None)
+        rows = video.prompt_for(position)
+        with torch.no_grad():
+            if self.context is None or self.context[0] is not rows:
+                self.context = None  # the old one is large and is let go before the new one is made
+                self.context = (rows, model.encode_prompt(rows))
+            if self.negative is None and video.settings.guided:
+                self.negative = model.encode_prompt(video.negative)
+        latents, _ = sample_chunk(
+            model, self.context[1], memory, noise, video.settings, negative=self.negative, hooks=self.hooks
+        )
+        return latents.cpu()
+
+    def _encoder(self, position: int, chunk: StoredChunk | None, decode_in_background: bool) -> Callable[[], Path]:
+        """What is left to do for the chunk's segment; with decoding done here unless it may be done in background."""
+        path = self.folder.segment_path(self.segment_keys[position])
+        if self.folder.has_segment(self.segment_keys[position]):
+            return lambda: path
+        if chunk is None:
+            chunk = self.folder.load_chunk(self.keys[position]) or self._make(position)
+
+        def decoded() -> torch.Tensor:
+            with torch.no_grad():
+                return self.decode(chunk.latents)
+
+        frames = None if decode_in_background else decoded()
+
+        def encode() -> Path:
+            write_segment(path, decoded() if frames is None else frames, self.video.encoding)
+            return path
+
+        return encode
+
+    # Telling of it
+
+    def _event(self, position: int, reused: bool, pace: _Pace) -> Callable[[], ChunkDone]:
+        video = self.video
+        num_frames = (position + 1) * FRAMES_PER_CHUNK
+        segment = self.folder.segment_path(self.segment_keys[position])
+        return lambda: ChunkDone(
+            position=position,
+            num_chunks=video.num_chunks,
+            key=self.keys[position],
+            reused=reused,
+            seconds_of_video=float(num_frames / video.encoding.frame_rate),
+            frames_per_second=pace.frames_per_second,
+            eta_seconds=pace.eta_seconds,
+            drift=self.drift_reports.pop(position, None),
+            segment=segment,
+            folder=self.folder,
+        )
+
+    def _finished(self, max_pending: int) -> Iterator[ChunkDone]:
+        """Events of what the background has finished, waiting until no more than `max_pending` are left."""
+        while self.pending and (len(self.pending) > max_pending or self.pending[0][0].done()):
+            future, event = self.pending[0]
+            future.result()
+            self.pending.popleft()
+            yield event()
+
+    def _check_cancelled(self) -> None:
+        """The host's wish to stop, and a fault in the background: both end the sampling of the next chunk."""
+        if self.host_check_cancelled is not None:
+            self.host_check_cancelled()
+        if self.pending and self.pending[0][0].done():
+            self.pending[0][0].result()
+
+    def _note_failures(self, stop: BaseException) -> None:
+        """Finish what the background has begun. Its own fault is told with, not instead of, what stopped the run."""
+        for future, _ in self.pending:
+            fault = future.exception()
+            if fault is not None and fault is not stop:
+                stop.add_note(f"A finished chunk could not be encoded either: {fault}")
+
+
+def _finish(encode: Callable[[], Path], preview: GrowingVideo) -> None:
+    preview.append(encode())
+
+
+class _Pace:
+    """How fast chunks are made in this session."""
+
+    def __init__(self, num_missing: int) -> None:
+        self.num_missing = num_missing
+        self.num_made = 0
+        self.started: float | None = None
+        self.seconds = 0.0
+        self._mark = time.monotonic()
+
+    def count(self, *, made: bool) -> None:
+        """A chunk is there; only the time of those that were made counts."""
+        now = time.monotonic()
+        if made:
+            self.num_made += 1
+            self.seconds += now - self._mark
+        self._mark = now
+
+    @property
+    def frames_per_second(self) -> float | None:
+        return self.num_made * FRAMES_PER_CHUNK / self.seconds if self.seconds else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        if not self.num_made:
+            return None
+        return max(0, self.num_missing - self.num_made) * self.seconds / self.num_made
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes: `run_folder` grows by the first number, and the finished file takes the second."""
+
+    run_folder: int
+    video: int
+
+
+def estimate_disk_use(memory: HeliosMemory, num_chunks: int, *, num_missing: int | None = None) -> DiskUse:
+    """What a video of `num_chunks` chunks that go on from `memory` takes on disk, `num_missing` of them not yet there.
+
+    Latents and memory are counted exactly; the size of video depends on the picture and is a generous guess.
+    """
+    num_missing = num_chunks if num_missing is None else num_missing
+    batch_size, channels, num_frames, height, width = memory.frames.shape
+    # Latents, memory and anchor, 4 bytes each.
+    chunk = 4 * batch_size * channels * height * width * (LATENT_FRAMES_PER_CHUNK + num_frames + 1)
+    chunk_video = video_bytes(memory.width, memory.height, FRAMES_PER_CHUNK)
+    return DiskUse(num_missing * (chunk + chunk_video) + num_chunks * chunk_video, num_chunks * chunk_video)
