@@ -109,6 +109,28 @@ def test_a_run_split_anywhere_and_a_longer_run_give_the_same_bits(config, task):
             assert memory.provenance == expected_memory.provenance
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2v", "v2v"])
+def test_no_two_draws_of_a_video_share_a_key(task):
+    """A shared key would be the same noise twice."""
+
+    class Recorder(SeededNoise):
+        def _generator(self, key):
+            drawn.append(key)
+            return super()._generator(key)
+
+    drawn: list = []
+    noise, frames = Recorder(3), latent_frames(27, 2)
+    memory = start("t2v")
+    if task == "i2v":
+        memory = image_memory(frames[:, :, :1], frames[:, :, 1:2], noise)
+    elif task == "v2v":
+        memory = video_memory(frames[:, :, :1], frames, noise)
+    list(sample_chunks(MODEL, PROMPT, memory, 3, noise, DISTILLED))
+    given_frames = {"t2v": 0, "i2v": 2 * 2, "v2v": 2 * (1 + 3)}[task]  # a level and noise for each piece
+    assert len(drawn) == given_frames + 3 * 3  # a chunk's start, and its entry into two more stages
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_a_branch_leaves_the_other_branch_as_it_was():
     (_, trunk), *_ = run(start(), 1)
     (expected, _), *_ = run(trunk, 1)
