@@ -1,0 +1,165 @@
+"""From a prompt schedule to what each chunk is sampled with: text rows, seed, guidance and anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .config import SamplingSettings
+from .memory import HeliosMemory
+from .noise import NoiseSource
+from .sampler import Hooks, check_job, sample_chunk
+from .schedule import PromptSchedule, Segment
+from .transformer import HeliosTransformer
+
+
+def blend_rows(old: torch.Tensor, new: torch.Tensor, weight: float, shape: str = "linear") -> torch.Tensor:
+    """Mix two prompts' rows (1, L, text_dim) of the text encoder; `weight` in [0, 1] is the share of `new`.
+
+    "linear" mixes the values. "spherical" turns each row's direction along the shortest arc and mixes its length;
+    a row that is zero in one prompt (padding), or opposite in both, has no such arc and is mixed linearly. "step" is
+    `new` at any weight. The ends give back `old` and `new` bit for bit. Raises ValueError for rows of two shapes.
+    """
+    if old.shape != new.shape:
+        raise ValueError(
+            f"two prompts of shapes {tuple(old.shape)} and {tuple(new.shape)} cannot be blended; encode both with the "
+            "same text encoder, or set the blend to 0"
+        )
+    if weight >= 1.0 or shape == "step":
+        return new
+    if weight <= 0.0:
+        return old
+    linear = torch.lerp(old.float(), new.float(), weight)
+    if shape == "linear":
+        return linear.to(new.dtype)
+    # float64: the sine of the angle between two rows that are nearly the same is otherwise mostly rounding.
+    a, b = old.double(), new.double()
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    a, b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
+    angle = (a * b).sum(-1, keepdim=True).clamp(-1.0, 1.0).arccos()
+    sine = angle.sin()
+    direction = (((1.0 - weight) * angle).sin() * a + (weight * angle).sin() * b) / sine.clamp_min(1e-12)
+    spherical = direction * torch.lerp(length_a, length_b, weight)
+    has_arc = (length_a > 1e-12) & (length_b > 1e-12) & (sine > 1e-6)
+    return torch.where(has_arc, spherical, linear.double()).to(new.dtype)
+
+
+@dataclass(frozen=True)
+class EncodedSchedule:
+    """A schedule with its prompts encoded: `rows[i]` (1, L, text_dim) of segment i, and the pictures it names.
+
+    `pictures`: name -> (H, W, 3) in [0, 1], for every `anchor` in the schedule. Raises ValueError when one is missing.
+    """
+
+    schedule: PromptSchedule
+    rows: tuple[torch.Tensor, ...]
+    pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.schedule.segments):
+            raise ValueError(f"{len(self.schedule.segments)} segments and rows of {len(self.rows)} prompts")
+        for segment in self.schedule.segments:
+            if segment.anchor is not None and segment.anchor not in self.pictures:
+                raise ValueError(f"the schedule names the anchor picture {segment.anchor!r}, which is not given")
+
+    @classmethod
+    def of_one_prompt(cls, rows: torch.Tensor) -> EncodedSchedule:
+        """The whole video from one prompt's rows (1, L, text_dim)."""
+        return cls(PromptSchedule((Segment(0, ""),)), (rows,))
+
+    @classmethod
+    def encode(
+        cls,
+        schedule: PromptSchedule,
+        encode_prompts: Callable[[list[str]], list[torch.Tensor]],
+        pictures: Mapping[str, torch.Tensor] | None = None,
+    ) -> EncodedSchedule:
+        """Encode each distinct prompt of a schedule once."""
+        prompts = list(dict.fromkeys(segment.prompt for segment in schedule.segments))
+        rows = dict(zip(prompts, encode_prompts(prompts), strict=True))
+        return cls(schedule, tuple(rows[segment.prompt] for segment in schedule.segments), pictures or {})
+
+    def rows_for(self, chunk: int) -> torch.Tensor:
+        """Text rows (1, L, text_dim) that a chunk is sampled with."""
+        parts = self.schedule.mix(chunk)
+        if len(parts) == 1:
+            return self.rows[parts[0][0]]
+        (old, _), (new, weight) = parts
+        return blend_rows(self.rows[old], self.rows[new], weight, self.schedule.blend_of(new)[1])
+
+    def settings_for(self, chunk: int, settings: SamplingSettings) -> SamplingSettings:
+        """`settings` with the guidance of the chunk's segment, if it has its own."""
+        scale = self.schedule.segment_at(chunk).guidance_scale
+        return settings if scale is None else replace(settings, guidance_scale=scale)
+
+    def seed_for(self, chunk: int, seed: int) -> int:
+        """The seed of the chunk's segment, else `seed`."""
+        own = self.schedule.segment_at(chunk).seed
+        return seed if own is None else own
+
+    def anchor_for(self, chunk: int) -> torch.Tensor | None:
+        """The picture (H, W, 3) in [0, 1] that becomes the anchor before this chunk is made, or None."""
+        segment = self.schedule.segment_at(chunk)
+        return self.pictures[segment.anchor] if segment.anchor is not None and segment.start == chunk else None
+
+    def most_guided(self, chunks: range, settings: SamplingSettings) -> SamplingSettings:
+        """Of the settings of these chunks, those with the most guidance: they tell if a negative prompt is needed."""
+        every = (self.settings_for(chunk, settings) for chunk in chunks)
+        return max(every, key=lambda own: own.guidance_scale, default=settings)
+
+
+@torch.no_grad()
+def sample_schedule(
+    model: HeliosTransformer,
+    script: EncodedSchedule,
+    memory: HeliosMemory,
+    num_chunks: int,
+    noise_for: Callable[[int | None], NoiseSource],
+    settings: SamplingSettings,
+    *,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    encode_anchor: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    hooks: Hooks | None = None,
+    model_name: str = "",
+) -> Iterator[tuple[torch.Tensor, HeliosMemory]]:
+    """`sample_chunks`, directed: yield (latents (1, C, 9, h, w), memory) of `num_chunks` chunks after `memory`.
+
+    The schedule counts chunks from the start of the video, so a run that goes on from a memory takes it up there.
+    `noise_for(seed)` gives the noise source of a segment with that seed, and of None for segments without one; it is
+    asked once for each segment that is entered with a seed. `encode_anchor` turns a picture (H, W, 3) into latents
+    (1, C, 1, h, w) in model space; it is needed when the schedule names anchors. Rows are on the device to compute on.
+    Raises ValueError when the arguments do not fit together.
+    """
+    chunks = range(memory.chunk_index, memory.chunk_index + num_chunks)
+    strictest = script.most_guided(chunks, settings)
+    check_job(model, memory, strictest, num_chunks, has_negative=negative_prompt_embeds is not None)
+    if encode_anchor is None and any(script.anchor_for(chunk) is not None for chunk in chunks):
+        raise ValueError("the schedule sets anchor pictures, which need the VAE; connect it, or remove the anchors")
+    negative = model.encode_prompt(negative_prompt_embeds) if strictest.guided else None
+    noises: dict[int | None, NoiseSource] = {}
+    parts: list[tuple[int, float]] = []
+    for chunk in chunks:
+        index = script.schedule.index_at(chunk)
+        seed = script.schedule.segments[index].seed
+        source = None if seed is None else index
+        if source not in noises:
+            noises[source] = noise_for(seed)
+        if script.schedule.mix(chunk) != parts:
+            parts = script.schedule.mix(chunk)
+            prompt = model.encode_prompt(script.rows_for(chunk))
+        picture = script.anchor_for(chunk)
+        if picture is not None:
+            memory = replace(memory, anchor=encode_anchor(picture).to(memory.frames))
+        latents, memory = sample_chunk(
+            model,
+            prompt,
+            memory,
+            noises[source],
+            script.settings_for(chunk, settings),
+            negative=negative,
+            hooks=hooks,
+            model_name=model_name,
+        )
+        yield latents, memory
