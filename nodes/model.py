@@ -21,6 +21,7 @@ from ..helios_core.checkpoint import load_transformer, open_checkpoint
 from ..helios_core.config import VARIANTS, SamplingSettings, variant_of
 from ..helios_core.cost import num_parameters
 from ..helios_core.transformer import HeliosTransformer
+from .patcher import HeliosPatcher
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,13 @@ class HeliosModelConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class HeliosModel(comfy.model_base.BaseModel):
+# ComfyUI decides by the model's class under which names a LoRA's tensors are looked for (`model_lora_keys_unet` in
+# comfy/lora.py) and has no other place to say it. It knows "diffusion_model.<layer>" and "lora_unet_<layer>" for every
+# model; to a QwenImage it adds the names that diffusers and PEFT write, "transformer.<layer>" and the bare "<layer>".
+_NamesOfLoras = getattr(comfy.model_base, "QwenImage", comfy.model_base.BaseModel)
+
+
+class HeliosModel(_NamesOfLoras):
     """The model inside the MODEL wire: `diffusion_model` is the transformer, `settings` its variant's sampling."""
 
     def __init__(
@@ -62,7 +69,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         raise ValueError("Helios is sampled by the Helios Chunk Sampler node; KSampler and its kin cannot drive it")
 
 
-def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
+def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
     """Read a Helios checkpoint into a MODEL.
 
     `variant` "auto" reads it from the files, else from the name, and falls back to Distilled. Raises CheckpointError
@@ -92,9 +99,7 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> comfy.model_patch
         variant_of(settings), path.name, size / 1e9, storage, compute,
     )  # fmt: skip
     model = HeliosModel(transformer, settings, path.name, manual_cast)
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=load_device, offload_device=management.unet_offload_device()
-    )
+    return HeliosPatcher(model, load_device=load_device, offload_device=management.unet_offload_device())
 
 
 def _settings(from_files: SamplingSettings | None, variant: str, path: Path) -> SamplingSettings:
