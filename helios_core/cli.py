@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,10 +25,15 @@ from .config import (
 )
 from .cost import activation_bytes, chunk_forwards, num_parameters, stage_costs, weight_bytes
 from .demo import DemoModel
+from .drift import AntiDrift
 from .generate import CLIP_FRAMES, Job, ModelSource, PublishedModel, generate
-from .noise import NOISE_SOURCES, NoiseSource, noise_source
+from .long_video import ChunkDone
+from .noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampler import Hooks, StepDone
-from .video import VideoWriter, contact_sheet, read_image, read_video
+from .segments import Encoding
+from .storage import load_memory, save_memory
+from .video import contact_sheet, read_image, read_video
 
 logger = logging.getLogger("helios")
 
@@ -41,11 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError) as fault:
-        logger.error("error: %s", fault)
+    except (ValueError, OSError, ImportError, RunFolderBusyError) as fault:
+        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
         return 2
     except KeyboardInterrupt:
-        logger.error("stopped; the chunks finished so far are in the file")
+        logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
         return 130
     return 0
 
@@ -61,6 +68,30 @@ def make_parser() -> argparse.ArgumentParser:
     start = make.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, help="image-to-video: the picture to start from")
     start.add_argument("--video", type=Path, help="video-to-video: the clip to go on from, at least 33 frames")
+    start.add_argument("--memory", type=Path, help="go on, exactly, from a memory saved with --save-memory")
+    make.add_argument("--save-memory", type=Path, help="also save the memory after the last chunk")
+    make.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="CHUNK:PROMPT",
+        help="another prompt from this chunk on, e.g. '3:a storm'; may be repeated",
+    )
+    make.add_argument(
+        "--reroll",
+        action="append",
+        default=[],
+        metavar="CHUNK:SEED",
+        help="another seed for this one chunk (the chunks after it follow it); may be repeated",
+    )
+    make.add_argument(
+        "--run-folder",
+        type=Path,
+        help="where every finished chunk is kept, so that the same command resumes (default: beside --out, .run)",
+    )
+    make.add_argument(
+        "--anti-drift", action="store_true", help="add noise to the model's view of the past when the picture drifts"
+    )
     make.add_argument("--chunks", type=int, default=4, help="chunks of 33 frames (default %(default)s)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--out", type=Path, required=True, help="the mp4 to write")
@@ -81,6 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="seeded: by seed and chunk; the others draw in the order of a reference, to compare with it",
     )
     add_sampling_options(make)
+
+    runs = commands.add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
+    runs.set_defaults(run=run_runs)
+    runs.add_argument("root", type=Path, nargs="?", default=Path(), help="folder of run folders (default: this one)")
+    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks")
 
     info = commands.add_parser("info", help="tell what a run costs", description="Tokens, TFLOP and memory of a run.")
     info.set_defaults(run=run_info)
@@ -111,39 +147,75 @@ def run_generate(options: argparse.Namespace) -> None:
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
+    memory = load_memory(options.memory) if options.memory else None
     job = Job(
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
+        later_prompts=numbered(options.then, str),
+        other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
         num_chunks=options.chunks,
-        width=options.width or source.width,
-        height=options.height or source.height,
+        width=options.width or (memory or source).width,
+        height=options.height or (memory or source).height,
         image=read_image(options.image) if options.image else None,
         video=read_video(options.video, last_frames=CLIP_FRAMES) if options.video else None,
+        memory=memory,
         resize=options.resize,
+        anti_drift=AntiDrift() if options.anti_drift else None,
+        encoding=Encoding(options.frame_rate),
     )
     job.check(settings)
+    folder = RunFolder(options.run_folder or options.out.with_suffix(".run"))
     logger.info(
-        "%s: %d chunks of %d frames at %dx%d, steps %s",
-        source.name, job.num_chunks, FRAMES_PER_CHUNK, job.width, job.height, list(settings.steps),
+        "%s: %d chunks of %d frames at %dx%d, steps %s; finished chunks are kept in %s",
+        source.name, job.num_chunks, FRAMES_PER_CHUNK, job.width, job.height, list(settings.steps), folder.path,
     )  # fmt: skip
-    started = time.monotonic()
     shown = []
-    with VideoWriter(options.out, width=job.width, height=job.height, frame_rate=options.frame_rate) as writer:
-        for done, frames in enumerate(generate(source, job, settings, noise, Hooks(progress=log_step)), start=1):
-            writer.write(frames)
-            if options.sheet:
-                shown.append(frames[::8])
-            seconds = time.monotonic() - started
-            logger.info(
-                "chunk %d of %d: %.1f s of video after %.1f s, %.2f frames per second",
-                done, job.num_chunks, done * FRAMES_PER_CHUNK / options.frame_rate, seconds,
-                done * FRAMES_PER_CHUNK / seconds,
-            )  # fmt: skip
+    hooks = Hooks(progress=log_step)
+    for done in generate(source, job, settings, noise, folder=folder, path=options.out, hooks=hooks):
+        logger.info("%s", describe_chunk(done))
+        if options.sheet:
+            shown.append(done.frames()[::8])
+        if options.save_memory and done.num_done == done.num_chunks:
+            save_memory(done.memory(), options.save_memory)
+            logger.info("saved the memory after chunk %d to %s", done.chunk, options.save_memory)
     logger.info("wrote %s (%d frames)", options.out, job.num_chunks * FRAMES_PER_CHUNK)
     if options.sheet:
-        sheet = (torch.cat(shown) * 255).round().byte()
-        contact_sheet(sheet, columns=5, rows=len(shown)).save(options.sheet)
+        contact_sheet(torch.cat(shown), columns=5, rows=len(shown)).save(options.sheet)
         logger.info("wrote %s", options.sheet)
+
+
+def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]:
+    """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
+    parsed = {}
+    for text in values:
+        chunk, _, value = text.partition(":")
+        try:
+            parsed[int(chunk)] = convert(value)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a chunk number, a colon and a value, such as 3:7") from None
+    return parsed
+
+
+def describe_chunk(done: ChunkDone) -> str:
+    """What is told of a finished chunk."""
+    what = f"chunk {done.num_done} of {done.num_chunks}: {done.seconds_of_video:.1f} s of video"
+    if done.reused:
+        return f"{what}, found finished"
+    return f"{what}, {done.frames_per_second:.2f} frames per second, {done.eta_seconds:.0f} s to go"
+
+
+def run_runs(options: argparse.Namespace) -> None:
+    if options.remove is not None:
+        removed = remove_run(options.root, options.remove)
+        logger.info("removed %s: %d chunks, %.1f MB", removed.name, removed.num_chunks, removed.num_bytes / 1e6)
+        return
+    runs = list_runs(options.root)
+    lines = [
+        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, {run.num_bytes / 1e6:.1f} MB, "
+        f"last used {datetime.fromtimestamp(run.last_used):%Y-%m-%d %H:%M}"
+        for run in runs
+    ]
+    sys.stdout.write("".join(f"{line}\n" for line in lines or [f"no runs in {options.root.resolve()}"]))
 
 
 def log_step(step: StepDone) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from .codec import Codec, DctCodec
 from .config import SamplingSettings, ScheduleConfig, TransformerConfig
+from .fingerprint import fingerprint
 from .text import hashed_words
 from .transformer import HeliosTransformer
 
@@ -36,6 +37,10 @@ class DemoModel:
         guidance_scale=1.0,
         amplify_first_chunk=True,
     )
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(DEMO_CONFIG, _WEIGHT_SEED)
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [hashed_words(prompt, DEMO_CONFIG.text_dim) for prompt in prompts]

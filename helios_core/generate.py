@@ -1,12 +1,11 @@
-"""From prompt to video file, chunk by chunk: prompt -> first memory -> chunks of latents -> frames -> file.
-
-No more than one chunk is held at a time, however long the video.
-"""
+"""From words and files to a video: what the command line asks for, made ready for the engine in `long_video`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +15,15 @@ from .checkpoint import load_transformer, open_checkpoint
 from .codec import Codec, DiffusersWanCodec
 from .conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
+from .drift import AntiDrift
+from .fingerprint import file_fingerprint, fingerprint
+from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
 from .noise import NoiseSource
-from .sampler import Hooks, sample_chunks
+from .run_folder import RunFolder
+from .sampler import Hooks
+from .segments import Encoding
+from .storage import ModelIdentity, check_memory
 from .text import umt5_rows
 from .transformer import HeliosTransformer
 from .video import Clip, from_pixels, resize_frames, to_pixels
@@ -34,6 +39,10 @@ class ModelSource(Protocol):
     width: int  # default size of the video in pixels
     height: int
     settings: SamplingSettings
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this model from others, as `fingerprint` does; without loading it."""
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         """Text encoder rows (1, L, text_dim) of each prompt."""
@@ -67,6 +76,11 @@ class PublishedModel:
             )
         self.settings = settings
 
+    @property
+    def fingerprint(self) -> str:
+        files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
+        return fingerprint([file_fingerprint(file) for file in files], str(self.dtype))
+
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
 
@@ -82,28 +96,51 @@ class PublishedModel:
 
 @dataclass(frozen=True)
 class Job:
-    """What to make. `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, neither text-to-video."""
+    """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` goes on from a
+    saved one exactly, none of them text-to-video.
+
+    `later_prompts` are prompts that hold from a chunk on, `other_noise` noise for single chunks; chunks are counted
+    from 0 at the start of the video.
+    """
 
     prompt: str
     num_chunks: int
     width: int
     height: int
     negative_prompt: str = ""
+    later_prompts: Mapping[int, str] = field(default_factory=dict)
+    other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
+    memory: HeliosMemory | None = None
     resize: str = "crop"
+    anti_drift: AntiDrift | None = None
+    encoding: Encoding = field(default_factory=Encoding)
 
     def check(self, settings: SamplingSettings) -> None:
         """Raise ValueError, before anything heavy is loaded, for what cannot work."""
         check_size(self.width, self.height, settings.schedule.num_stages)
         if self.num_chunks < 1:
             raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
-        if self.image is not None and self.video is not None:
-            raise ValueError("both an image and a video are given; a video starts from one of them")
+        if sum(start is not None for start in (self.image, self.video, self.memory)) > 1:
+            raise ValueError("a video starts from an image, a video or a memory; more than one of them is given")
+        if self.memory is not None:
+            check_memory(self.memory, width=self.width, height=self.height)
         if self.video is not None and len(self.video.frames) < FRAMES_PER_CHUNK:
             raise ValueError(
                 f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
             )
+        first = 0 if self.memory is None else self.memory.chunk_index
+        for chunk in (*self.later_prompts, *self.other_noise):
+            if not first <= chunk < first + self.num_chunks:
+                raise ValueError(
+                    f"chunk {chunk} is not made here; these are chunks {first} to {first + self.num_chunks - 1}"
+                )
+
+    def prompt_of(self, chunk: int) -> str:
+        """The prompt of that chunk."""
+        latest = max((start for start in self.later_prompts if start <= chunk), default=None)
+        return self.prompt if latest is None else self.later_prompts[latest]
 
 
 def first_memory(job: Job, codec: Codec, noise: NoiseSource) -> HeliosMemory:
@@ -112,6 +149,8 @@ def first_memory(job: Job, codec: Codec, noise: NoiseSource) -> HeliosMemory:
     def encode(frames: torch.Tensor) -> torch.Tensor:
         return codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)))
 
+    if job.memory is not None:
+        return job.memory
     if job.image is not None:
         return image_memory(*encode_image(job.image[None], encode), noise)
     if job.video is not None:
@@ -121,24 +160,38 @@ def first_memory(job: Job, codec: Codec, noise: NoiseSource) -> HeliosMemory:
 
 
 def generate(
-    source: ModelSource, job: Job, settings: SamplingSettings, noise: NoiseSource, hooks: Hooks | None = None
-) -> Iterator[torch.Tensor]:
-    """Yield the video as frames (33, H, W, 3) in [0, 1], chunk after chunk."""
+    source: ModelSource,
+    job: Job,
+    settings: SamplingSettings,
+    noise: NoiseSource,
+    *,
+    folder: RunFolder,
+    path: Path,
+    hooks: Hooks | None = None,
+) -> Iterator[ChunkDone]:
+    """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`."""
     job.check(settings)
-    prompts = [job.prompt, job.negative_prompt] if settings.guided else [job.prompt]
-    prompt, *negative = source.encode_prompts(prompts)
+    texts = [*dict.fromkeys([job.prompt, *job.later_prompts.values(), *[job.negative_prompt] * settings.guided])]
+    rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
     codec = source.load_codec()
-    memory = first_memory(job, codec, noise)
-    transformer = source.load_transformer()
-    for latents, _ in sample_chunks(
-        transformer,
-        prompt,
-        memory,
-        job.num_chunks,
-        noise,
-        settings,
-        negative_prompt_embeds=negative[0] if negative else None,
+    video = LongVideo(
+        memory=first_memory(job, codec, noise),
+        num_chunks=job.num_chunks,
+        plan=lambda chunk: ChunkPlan(rows[job.prompt_of(chunk)], settings, job.other_noise.get(chunk)),
+        noise=noise,
+        model=ModelIdentity(source.name, source.fingerprint),
+        negative=rows[job.negative_prompt] if settings.guided else None,
+        anti_drift=job.anti_drift,
+        encoding=job.encoding,
+        notes={"prompt": job.prompt, "later_prompts": dict(job.later_prompts), "negative": job.negative_prompt},
+    )
+    about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
+    yield from make_video(
+        video,
+        folder,
+        path,
+        load_model=cache(source.load_transformer),
+        decode=lambda latents: from_pixels(codec.decode(latents)),
         hooks=hooks,
-        model_name=source.name,
-    ):
-        yield from_pixels(codec.decode(latents))
+        metadata={"helios": json.dumps(about, sort_keys=True)},
+    )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, SamplingSettings, check_size
-from .drift import AntiDrift, DriftReport
+from .drift import AntiDrift, DriftReport, DriftState
 from .fingerprint import fingerprint
 from .memory import HeliosMemory
 from .noise import NoiseSource, restore_stream, stream_state
@@ -42,54 +42,81 @@ SAMPLER_VERSION = 1
 
 
 @dataclass(frozen=True)
-class LongVideo:
-    """What to make: `num_chunks` chunks of 33 frames that go on from `memory` (one video, on the CPU).
+class ChunkPlan:
+    """What one chunk is made from, besides the past.
 
-    Chunks are counted from 0 at `memory`, their position. `prompt_for(position)` gives the text encoder's rows
-    (1, L, text_dim), on the device to compute on; giving the same tensor again saves encoding it again. `negative` is
-    needed with guidance. `other_noise` are sources for single positions (re-rolls) in place of `noise`. `codec` names
-    the VAE that decodes; another name makes other segments from the same latents. `notes` go into the journal.
+    `rows` (1, L, text_dim) are the text encoder's, on the device to compute on; the same tensor for several chunks is
+    encoded once. `noise` is this chunk's own source (re-roll) in place of the video's; it must be one whose draws
+    have no order (`SeededNoise`). `anchor` (1, C, 1, h, w), model space, replaces the memory's anchor from here on.
+    """
+
+    rows: torch.Tensor
+    settings: SamplingSettings
+    noise: NoiseSource | None = None
+    anchor: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """What to make: `num_chunks` chunks of 33 frames that go on from `memory` (of one video, on the CPU).
+
+    Chunks are counted from the start of the video, so the first one here is `memory.chunk_index`, and `plan(chunk)`
+    is asked for each, maybe more than once. `negative` rows are needed with guidance. `codec` names the VAE that
+    decodes; another name makes other segments from the same latents. `notes`, JSON-able, go into the journal.
     """
 
     memory: HeliosMemory
     num_chunks: int
-    prompt_for: Callable[[int], torch.Tensor]
-    settings: SamplingSettings
+    plan: Callable[[int], ChunkPlan]
     noise: NoiseSource
     model: ModelIdentity
     codec: str = ""
     negative: torch.Tensor | None = None
-    other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
     anti_drift: AntiDrift | None = None
     encoding: Encoding = field(default_factory=Encoding)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def chunks(self) -> range:
+        """The chunks to make."""
+        first = self.memory.chunk_index
+        return range(first, first + self.num_chunks)
+
     def check(self) -> None:
         """Raise ValueError, before any heavy work, for what cannot work."""
         memory = self.memory
-        check_size(memory.width, memory.height, self.settings.schedule.num_stages)
         check_memory(memory, model=self.model)
         if memory.batch_size != 1:
             raise ValueError(f"the memory is of {memory.batch_size} videos; a long video is made one at a time")
         if self.num_chunks < 1:
             raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
-        if self.settings.guided and self.negative is None:
-            raise ValueError(
-                f"guidance_scale {self.settings.guidance_scale} needs a negative prompt (it may be empty); "
-                "give one, or set guidance_scale to 1"
-            )
+        for chunk in self.chunks:
+            plan = self.plan(chunk)
+            check_size(memory.width, memory.height, plan.settings.schedule.num_stages)
+            if plan.settings.guided and self.negative is None:
+                raise ValueError(
+                    f"guidance_scale {plan.settings.guidance_scale} in chunk {chunk} needs a negative prompt "
+                    "(it may be empty); give one, or set guidance_scale to 1"
+                )
+            if plan.noise is not None and stream_state(plan.noise) is not None:
+                raise ValueError(
+                    f"chunk {chunk} has noise of its own that is drawn in order ({type(plan.noise).__name__}); noise "
+                    "of single chunks must be seeded"
+                )
 
 
 @dataclass(frozen=True)
 class ChunkDone:
-    """Told after each chunk, once it can be seen in the preview.
+    """Told after each chunk, once it can be seen in the preview. `chunk` is counted from the start of the video, and
+    `num_done` of `num_chunks` from the start of this job.
 
     `reused`: it was found on disk. `frames_per_second` and `eta_seconds` are of this session, None before a chunk was
     made in it. `drift` tells of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read from
     disk, so an event that is kept holds nothing big.
     """
 
-    position: int
+    chunk: int
+    num_done: int
     num_chunks: int
     key: str
     reused: bool
@@ -115,7 +142,7 @@ class ChunkDone:
     def _load(self) -> StoredChunk:
         chunk = self.folder.load_chunk(self.key)
         if chunk is None:
-            raise FileNotFoundError(f"chunk {self.position} is no longer in {self.folder.path}; make the video again")
+            raise FileNotFoundError(f"chunk {self.chunk} is no longer in {self.folder.path}; make the video again")
         return chunk
 
 
@@ -165,12 +192,12 @@ class _Run:
         self.first = Past(video.memory, stream_state(video.noise))
         self.keys = self._chunk_keys()
         self.segment_keys = [
-            make_key(position, fingerprint(key, video.codec, video.encoding.fingerprint))
-            for position, key in enumerate(self.keys)
+            make_key(chunk, fingerprint(key, video.codec, video.encoding.fingerprint))
+            for chunk, key in zip(video.chunks, self.keys, strict=True)
         ]
         self.latest: tuple[int, StoredChunk] | None = None
         self.drift_reports: dict[int, DriftReport] = {}
-        self.context: tuple[torch.Tensor, PromptContext] | None = None
+        self.prompt: tuple[torch.Tensor, PromptContext] | None = None
         self.negative: PromptContext | None = None
         self.pending: deque[tuple[Future, Callable[[], ChunkDone]]] = deque()
 
@@ -183,22 +210,25 @@ class _Run:
         digest = fingerprint(
             SAMPLER_VERSION,
             {"frames": memory.frames, "anchor": memory.anchor, "index": memory.chunk_index, "config": memory.config},
-            {"settings": video.settings, "model": video.model.fingerprint, "anti_drift": video.anti_drift},
-            video.negative if video.settings.guided else None,
-            self.first.noise_stream,
+            {"model": video.model.fingerprint, "anti_drift": video.anti_drift, "stream": self.first.noise_stream},
         )
-        keys = []
+        negative = fingerprint(video.negative)
+        keys, self.seeds = [], []
         rows, prompt = None, ""
-        for position in range(video.num_chunks):
-            if (next_rows := video.prompt_for(position)) is not rows:
-                rows, prompt = next_rows, fingerprint(next_rows)
-            noise = self._noise(position)
-            digest = fingerprint(digest, prompt, type(noise).__name__, noise.seed)
-            keys.append(make_key(position, digest))
+        for chunk in video.chunks:
+            plan = video.plan(chunk)
+            if plan.rows is not rows:
+                rows, prompt = plan.rows, fingerprint(plan.rows)
+            noise = plan.noise or video.noise
+            digest = fingerprint(
+                digest,
+                {"prompt": prompt, "negative": negative if plan.settings.guided else None},
+                {"settings": plan.settings, "anchor": plan.anchor},
+                {"noise": type(noise).__name__, "seed": noise.seed},
+            )
+            keys.append(make_key(chunk, digest))
+            self.seeds.append(noise.seed)
         return keys
-
-    def _noise(self, position: int) -> NoiseSource:
-        return self.video.other_noise.get(position, self.video.noise)
 
     def facts(self) -> dict[str, Any]:
         """For the journal: how this line of video was asked for."""
@@ -207,10 +237,10 @@ class _Run:
             "time": time.time(),
             "model": asdict(video.model),
             "size": [video.memory.width, video.memory.height],
-            "first_chunk_index": video.memory.chunk_index,
-            "settings": asdict(video.settings),
+            "first_chunk": video.memory.chunk_index,
+            "settings": asdict(video.plan(video.memory.chunk_index).settings),
             "noise": type(video.noise).__name__,
-            "seeds": [self._noise(position).seed for position in range(video.num_chunks)],
+            "seeds": self.seeds,
             "anti_drift": video.anti_drift and asdict(video.anti_drift),
             "notes": dict(video.notes),
         }
@@ -256,36 +286,30 @@ class _Run:
 
     def _make(self, position: int) -> StoredChunk:
         """Sample a chunk and put it on disk."""
-        video = self.video
         started = time.monotonic()
-        past = self._past_of(position)
-        noise = self._noise(position)
-        if noise is video.noise:
-            restore_stream(noise, past.noise_stream)
-        latents = self._sample(position, past.memory, noise)
-        # An own source of one position leaves the common stream where it was.
-        stream = stream_state(noise) if noise is video.noise else past.noise_stream
-        remembered, drift, report = latents, past.drift, None
-        if video.anti_drift is not None:
-            report, drift = video.anti_drift.watch(latents, past.drift)
-            self.drift_reports[position] = report
-            if report.has_drifted:
-                grain = noise.normal(tuple(latents.shape), ("drift", past.memory.chunk_index))
-                remembered = latents + video.anti_drift.strength * grain.to(latents)
-        memory = past.memory.append(
+        video, past = self.video, self._past_of(position)
+        index, memory = past.memory.chunk_index, past.memory
+        plan = video.plan(index)
+        if plan.anchor is not None:
+            memory = replace(memory, anchor=plan.anchor.to(memory.frames))
+        noise = plan.noise or video.noise
+        restore_stream(video.noise, past.noise_stream)
+        latents = self._sample(memory, plan, noise)
+        remembered, drift, report = self._watch(latents, past, noise)
+        memory = memory.append(
             remembered, model=video.model.name, seed=noise.seed, model_fingerprint=video.model.fingerprint
         )
-        chunk = StoredChunk(latents, Past(memory, stream, drift))
+        chunk = StoredChunk(latents, Past(memory, stream_state(video.noise), drift))
         self.folder.save_chunk(self.keys[position], chunk)
         self.folder.note(
             "chunk",
             key=self.keys[position],
-            chunk_index=past.memory.chunk_index,
             seed=noise.seed,
             seconds=round(time.monotonic() - started, 3),
             time=time.time(),
             drift=report and asdict(report),
         )
+        self.drift_reports[position] = report
         self.latest = (position, chunk)
         return chunk
 
@@ -297,21 +321,36 @@ class _Run:
             return self.latest[1].past
         return (self.folder.load_chunk(self.keys[position - 1]) or self._make(position - 1)).past
 
-    def _sample(self, position: int, memory: HeliosMemory, noise: NoiseSource) -> torch.Tensor:
+    def _sample(self, memory: HeliosMemory, plan: ChunkPlan, noise: NoiseSource) -> torch.Tensor:
+        """Latents (1, C, 9, h, w) on the CPU of the chunk after `memory`."""
         video = self.video
         model = self.load_model()
-        check_job(model, memory, video.settings, video.num_chunks, has_negative=video.negative is not None)
-        rows = video.prompt_for(position)
+        check_job(model, memory, plan.settings, video.num_chunks, has_negative=video.negative is not None)
         with torch.no_grad():
-            if self.context is None or self.context[0] is not rows:
-                self.context = None  # the old one is large and is let go before the new one is made
-                self.context = (rows, model.encode_prompt(rows))
-            if self.negative is None and video.settings.guided:
+            if self.prompt is None or self.prompt[0] is not plan.rows:
+                self.prompt = None  # the old one is large and is let go before the new one is made
+                self.prompt = (plan.rows, model.encode_prompt(plan.rows))
+            if self.negative is None and plan.settings.guided:
                 self.negative = model.encode_prompt(video.negative)
         latents, _ = sample_chunk(
-            model, self.context[1], memory, noise, video.settings, negative=self.negative, hooks=self.hooks
+            model, self.prompt[1], memory, noise, plan.settings, negative=self.negative, hooks=self.hooks
         )
         return latents.cpu()
+
+    def _watch(
+        self, latents: torch.Tensor, past: Past, noise: NoiseSource
+    ) -> tuple[torch.Tensor, DriftState | None, DriftReport | None]:
+        """What the next chunks remember of this one, and what the drift watch says when it is on."""
+        anti_drift = self.video.anti_drift
+        if anti_drift is None:
+            return latents, None, None
+        report, state = anti_drift.watch(latents, past.drift)
+        if not report.has_drifted:
+            return latents, state, report
+        chunk = past.memory.chunk_index
+        logger.info("chunk %d has drifted; noise is added to what the next chunks remember of it", chunk)
+        grain = noise.normal(tuple(latents.shape), ("drift", chunk))
+        return latents + anti_drift.strength * grain.to(latents), state, report
 
     def _encoder(self, position: int, chunk: StoredChunk | None, decode_in_background: bool) -> Callable[[], Path]:
         """What is left to do for the chunk's segment; with decoding done here unless it may be done in background."""
@@ -340,7 +379,8 @@ class _Run:
         num_frames = (position + 1) * FRAMES_PER_CHUNK
         segment = self.folder.segment_path(self.segment_keys[position])
         return lambda: ChunkDone(
-            position=position,
+            chunk=video.chunks[position],
+            num_done=position + 1,
             num_chunks=video.num_chunks,
             key=self.keys[position],
             reused=reused,

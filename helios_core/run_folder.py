@@ -57,9 +57,9 @@ class RunFolderBusyError(RuntimeError):
     """Somebody else is writing in the run folder."""
 
 
-def make_key(position: int, digest: str) -> str:
-    """The name of chunk number `position` (from 0) of a line of video, with the `fingerprint` of what made it."""
-    return f"{position:05}-{digest}"
+def make_key(chunk: int, digest: str) -> str:
+    """The name of a chunk, counted from 0 at the start of the video, with the `fingerprint` of what made it."""
+    return f"{chunk:05}-{digest}"
 
 
 @dataclass(frozen=True)

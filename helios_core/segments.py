@@ -7,7 +7,6 @@ alone, and the joined file on the segments alone: a run that was broken off and 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -175,7 +175,7 @@ def pack_memory(memory: HeliosMemory) -> tuple[dict[str, torch.Tensor], dict[str
 
 
 def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> HeliosMemory:
-    """The memory in a file's tensors and facts; `path` is for the error. Raises StorageError when they are no memory."""
+    """The memory in the tensors and facts of the file `path`. Raises StorageError when they are not one."""
     if facts.get("latent_format") != LATENT_FORMAT:
         raise StorageError(
             f"{path} holds latents of the format {facts.get('latent_format')!r}; Helios takes {LATENT_FORMAT!r}: "
