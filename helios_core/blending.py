@@ -81,6 +81,18 @@ class EncodedSchedule:
         rows = dict(zip(prompts, encode_prompts(prompts), strict=True))
         return cls(schedule, tuple(rows[segment.prompt] for segment in schedule.segments), pictures or {})
 
+    def add(self, segment: Segment, rows: torch.Tensor) -> EncodedSchedule:
+        """With another segment after the last. Raises ValueError when it does not start later than that."""
+        return replace(
+            self,
+            schedule=replace(self.schedule, segments=(*self.schedule.segments, segment)),
+            rows=(*self.rows, rows),
+        )
+
+    def to(self, device: torch.device | str) -> EncodedSchedule:
+        """With the rows on `device`."""
+        return replace(self, rows=tuple(rows.to(device) for rows in self.rows))
+
     def rows_for(self, chunk: int) -> torch.Tensor:
         """Text rows (1, L, text_dim) that a chunk is sampled with."""
         parts = self.schedule.mix(chunk)
@@ -99,10 +111,10 @@ class EncodedSchedule:
         own = self.schedule.segment_at(chunk).seed
         return seed if own is None else own
 
-    def anchor_for(self, chunk: int) -> torch.Tensor | None:
-        """The picture (H, W, 3) in [0, 1] that becomes the anchor before this chunk is made, or None."""
-        segment = self.schedule.segment_at(chunk)
-        return self.pictures[segment.anchor] if segment.anchor is not None and segment.start == chunk else None
+    def anchors_in(self, chunks: range) -> dict[int, torch.Tensor]:
+        """Chunk -> picture (H, W, 3) in [0, 1] that becomes the anchor before that chunk is made."""
+        starts = {segment.start: segment.anchor for segment in self.schedule.segments if segment.anchor is not None}
+        return {chunk: self.pictures[starts[chunk]] for chunk in chunks if chunk in starts}
 
     def most_guided(self, chunks: range, settings: SamplingSettings) -> SamplingSettings:
         """Of the settings of these chunks, those with the most guidance: they tell if a negative prompt is needed."""
@@ -120,7 +132,7 @@ def sample_schedule(
     settings: SamplingSettings,
     *,
     negative_prompt_embeds: torch.Tensor | None = None,
-    encode_anchor: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    anchors: Mapping[int, torch.Tensor] | None = None,
     hooks: Hooks | None = None,
     model_name: str = "",
 ) -> Iterator[tuple[torch.Tensor, HeliosMemory]]:
@@ -128,15 +140,17 @@ def sample_schedule(
 
     The schedule counts chunks from the start of the video, so a run that goes on from a memory takes it up there.
     `noise_for(seed)` gives the noise source of a segment with that seed, and of None for segments without one; it is
-    asked once for each segment that is entered with a seed. `encode_anchor` turns a picture (H, W, 3) into latents
-    (1, C, 1, h, w) in model space; it is needed when the schedule names anchors. Rows are on the device to compute on.
-    Raises ValueError when the arguments do not fit together.
+    asked once for each segment that has a seed. `anchors` are the latents (1, C, 1, h, w), in model space, of the
+    pictures in `script.anchors_in` these chunks. Rows are on the device to compute on. Raises ValueError when the
+    arguments do not fit together.
     """
     chunks = range(memory.chunk_index, memory.chunk_index + num_chunks)
     strictest = script.most_guided(chunks, settings)
     check_job(model, memory, strictest, num_chunks, has_negative=negative_prompt_embeds is not None)
-    if encode_anchor is None and any(script.anchor_for(chunk) is not None for chunk in chunks):
-        raise ValueError("the schedule sets anchor pictures, which need the VAE; connect it, or remove the anchors")
+    anchors = anchors or {}
+    missing = [chunk for chunk in script.anchors_in(chunks) if chunk not in anchors]
+    if missing:
+        raise ValueError(f"the schedule sets anchors at chunks {missing} whose latents are not given")
     negative = model.encode_prompt(negative_prompt_embeds) if strictest.guided else None
     noises: dict[int | None, NoiseSource] = {}
     parts: list[tuple[int, float]] = []
@@ -149,9 +163,8 @@ def sample_schedule(
         if script.schedule.mix(chunk) != parts:
             parts = script.schedule.mix(chunk)
             prompt = model.encode_prompt(script.rows_for(chunk))
-        picture = script.anchor_for(chunk)
-        if picture is not None:
-            memory = replace(memory, anchor=encode_anchor(picture).to(memory.frames))
+        if chunk in anchors:
+            memory = replace(memory, anchor=anchors[chunk].to(memory.frames))
         latents, memory = sample_chunk(
             model,
             prompt,

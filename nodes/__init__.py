@@ -6,11 +6,19 @@ from .combine import HeliosVideoCombine
 from .context import HeliosContext
 from .loader import HeliosLoader
 from .sampler import HeliosChunkSampler
+from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
 
 
 class HeliosExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [HeliosLoader, HeliosContext, HeliosChunkSampler, HeliosVideoCombine]
+        return [
+            HeliosLoader,
+            HeliosContext,
+            HeliosChunkSampler,
+            HeliosVideoCombine,
+            HeliosPromptSchedule,
+            HeliosScheduleAdd,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

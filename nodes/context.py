@@ -6,8 +6,10 @@ import comfy.latent_formats
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.blending import EncodedSchedule
 from ..helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from ..helios_core.config import MemoryConfig, check_size
+from ..helios_core.memory import HeliosMemory
 from ..helios_core.noise import SeededNoise
 from ..helios_core.video import resize_frames
 from .wires import CATEGORY, HeliosMemoryType
@@ -134,6 +136,19 @@ def check_vae(vae) -> None:
             f"this VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions; Helios needs the "
             "Wan 2.1 VAE (16 channels, 3 dimensions: wan_2.1_vae.safetensors)"
         )
+
+
+def encode_anchors(script: EncodedSchedule, chunks: range, vae, memory: HeliosMemory) -> dict[int, torch.Tensor]:
+    """Latents (1, 16, 1, h, w), model space, of the anchor pictures that a schedule sets in these chunks."""
+    pictures = script.anchors_in(chunks)
+    if pictures and vae is None:
+        raise ValueError("the schedule sets anchor pictures: connect the Wan 2.1 VAE to vae, or remove the anchors")
+    if pictures:
+        check_vae(vae)
+    return {
+        chunk: encode_frames(vae, memory.width, memory.height, "crop", picture[None])
+        for chunk, picture in pictures.items()
+    }
 
 
 def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor) -> torch.Tensor:

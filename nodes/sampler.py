@@ -8,12 +8,14 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.blending import sample_schedule
 from ..helios_core.config import SamplingSettings, parse_steps
 from ..helios_core.cost import activation_bytes
 from ..helios_core.noise import NOISE_SOURCES, noise_source
-from ..helios_core.sampler import Hooks, StepDone, check_job, count_steps, sample_chunks
+from ..helios_core.sampler import Hooks, StepDone, check_job, count_steps
+from .context import encode_anchors
 from .model import check_cancelled, comfy_attention, helios_model
-from .wires import CATEGORY, HeliosMemoryType, prompt_embeds
+from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
 class HeliosChunkSampler(io.ComfyNode):
@@ -27,7 +29,12 @@ class HeliosChunkSampler(io.ComfyNode):
             "change the prompt or the seed as the video goes on; the latents hold one chunk per batch element.",
             inputs=[
                 io.Model.Input("model", tooltip="A Helios model."),
-                io.Conditioning.Input("positive", tooltip="What these chunks show, from the umt5-xxl text encoder."),
+                io.MultiType.Input(
+                    "positive",
+                    types=PROMPT_TYPES,
+                    tooltip="What these chunks show: a prompt from the umt5-xxl text encoder, or a Helios Prompt "
+                    "Schedule, which counts chunks from the start of the video.",
+                ),
                 HeliosMemoryType.Input("memory", tooltip="The past: from Helios Context or from another sampler."),
                 io.Int.Input(
                     "seed",
@@ -78,6 +85,9 @@ class HeliosChunkSampler(io.ComfyNode):
                     optional=True,
                     tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
                 ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Wan 2.1 VAE. Needed when the schedule sets anchor pictures only."
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latents", tooltip="One chunk of 9 latent frames per batch element."),
@@ -97,19 +107,31 @@ class HeliosChunkSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, memory, seed, chunks, steps, guidance_scale, amplify_first_chunk, noise, negative=None
+        cls,
+        model,
+        positive,
+        memory,
+        seed,
+        chunks,
+        steps,
+        guidance_scale,
+        amplify_first_chunk,
+        noise,
+        negative=None,
+        vae=None,
     ) -> io.NodeOutput:
         helios = helios_model(model)
         transformer = helios.diffusion_model
         settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
-        check_job(transformer, memory, settings, chunks, has_negative=negative is not None)
-        prompts = [prompt_embeds(positive, "positive")]
-        if settings.guided:
-            prompts.append(prompt_embeds(negative, "negative"))
+        script = prompt_schedule(positive)
+        span = range(memory.chunk_index, memory.chunk_index + chunks)
+        guided = script.most_guided(span, settings)
+        check_job(transformer, memory, guided, chunks, has_negative=negative is not None)
+        anchors = encode_anchors(script, span, vae, memory)
 
         device = model.load_device
         required = activation_bytes(
-            transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=len(prompts)
+            transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=2 if guided.guided else 1
         )
         comfy.model_management.load_models_gpu([model, *model.model_patches_models()], memory_required=required)
         hooks = Hooks(
@@ -117,18 +139,18 @@ class HeliosChunkSampler(io.ComfyNode):
             check_cancelled=check_cancelled,
             attention=comfy_attention(model.model_options["transformer_options"]),
         )
-        prompts = [rows.to(device) for rows in prompts]
         latents = []
         model.pre_run()
         try:
-            for chunk, next_memory in sample_chunks(
+            for chunk, next_memory in sample_schedule(
                 transformer,
-                prompts[0],
+                script.to(device),
                 memory,
                 chunks,
-                noise_source(noise, seed, device),
+                lambda own: noise_source(noise, seed if own is None else own, device),
                 settings,
-                negative_prompt_embeds=prompts[-1] if settings.guided else None,
+                negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,
+                anchors=anchors,
                 hooks=hooks,
                 model_name=helios.name,
             ):

@@ -3,11 +3,22 @@
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.blending import EncodedSchedule
 from ..helios_core.config import LATENT_FRAMES_PER_CHUNK, MAX_PROMPT_TOKENS
 
 CATEGORY = "Helios"
 
 HeliosMemoryType = io.Custom("HELIOS_MEMORY")
+HeliosScheduleType = io.Custom("HELIOS_SCHEDULE")
+# What `positive` of a sampler takes.
+PROMPT_TYPES = [io.Conditioning, HeliosScheduleType]
+
+
+def prompt_schedule(positive: list | EncodedSchedule) -> EncodedSchedule:
+    """What `positive` of a sampler holds, as a schedule: a CONDITIONING is one prompt for the whole video."""
+    if isinstance(positive, EncodedSchedule):
+        return positive
+    return EncodedSchedule.of_one_prompt(prompt_embeds(positive, "positive"))
 
 
 def prompt_embeds(conditioning: list, name: str) -> torch.Tensor:

@@ -154,22 +154,18 @@ def test_an_anchor_picture_takes_the_place_of_the_first_frame_from_its_segment_o
     picture = torch.rand(64, 64, 3)
     anchor = torch.full((1, 16, 1, 8, 8), 0.5)
     script = EncodedSchedule(schedule, (rows, rows), {"dusk.png": picture})
-    asked = []
-
-    def encode_anchor(image):
-        asked.append(image)
-        return anchor
-
-    chunks = run(demo, script, 3, encode_anchor=encode_anchor)
-    assert len(asked) == 1
-    assert asked[0] is picture
+    (chunk, shown), *others = script.anchors_in(range(3)).items()
+    assert chunk == 1
+    assert shown is picture
+    assert others == []
+    chunks = run(demo, script, 3, anchors={1: anchor})
     assert chunks[0][1].anchor.equal(chunks[0][0][:, :, :1])
     assert chunks[1][1].anchor.equal(anchor)
     assert chunks[2][1].anchor.equal(anchor)
     plain = run(demo, encode(demo, "0s: a fox"), 3)
     assert plain[0][0].equal(chunks[0][0])
     assert not plain[1][0].equal(chunks[1][0])
-    with pytest.raises(ValueError, match="need the VAE"):
+    with pytest.raises(ValueError, match=r"anchors at chunks \[1\] whose latents are not given"):
         run(demo, script, 3)
     with pytest.raises(ValueError, match=r"names the anchor picture 'dusk.png', which is not given"):
         EncodedSchedule(schedule, (rows, rows))
