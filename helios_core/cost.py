@@ -15,6 +15,8 @@ from .config import (
     TransformerConfig,
 )
 
+VAE_VALUES_PER_PIXEL = 5000
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -96,16 +98,97 @@ def num_parameters(config: TransformerConfig) -> int:
 def activation_bytes(
     config: TransformerConfig, width: int, height: int, dtype: torch.dtype, *, num_prompts: int = 1
 ) -> int:
-    """Peak bytes besides the weights while sampling: one block at the last stage, and what is kept between steps."""
+    """Peak bytes of all tensors besides the weights while a chunk of width x height pixels is sampled.
+
+    The peak is in a block of the last stage. Scratch space inside one kernel (attention, convolution) is not
+    counted. Nor is the copy of a layer's weight that is cast or streamed from host RAM when it is used: while there
+    is one, the activations are further below their peak than the largest weight is large.
+    """
     size, dim = dtype.itemsize, config.inner_dim
-    tokens = memory_tokens(config, width, height) + noisy_tokens(config, width, height, 0, 1)
-    # Residual stream, its norm, q, k and v, and the fp32 copies while one of them is rotated.
-    attention = tokens * dim * (5 * size + 3 * 4)
-    # Residual stream, its norm, and the hidden layer before and after the activation.
-    feed_forward = tokens * (2 * dim + 2 * config.ffn_dim) * size
-    # Residual stream and update, and the fp32 gated sum.
-    residual = tokens * dim * (2 * size + 3 * 4)
-    prompt = num_prompts * MAX_PROMPT_TOKENS * dim * size * (2 * config.num_layers + 1)
-    rotary = tokens * config.attention_head_dim * 4 * 2
-    memory = memory_tokens(config, width, height) * dim * size
-    return max(attention, feed_forward, residual) + prompt + rotary + memory
+    history = memory_tokens(config, width, height)
+    tokens = history + noisy_tokens(config, width, height, 0, 1)
+    stream = tokens * dim * size  # the residual stream, or anything of its shape, once
+    fp32 = tokens * dim * 4
+    # Input and normed input; query, key and value; what attention gives, and that projected.
+    attention = 7 * stream
+    # The block's input (its caller holds it), the stream after self-attention (the history is a view of it) and
+    # now, the normed stream; and the hidden layer before and after the activation.
+    feed_forward = 4 * stream + 2 * tokens * config.ffn_dim * size
+    # The same four and the feed-forward's output; then x.float() + gate * update, all three in fp32, of which
+    # x.float() is x itself in an fp32 model.
+    gated_sum = 5 * stream + (3 if size < 4 else 2) * fp32
+    return max(attention, feed_forward, gated_sum) + _kept_bytes(config, width, height, dtype, num_prompts)
+
+
+def _kept_bytes(config: TransformerConfig, width: int, height: int, dtype: torch.dtype, num_prompts: int) -> int:
+    """Bytes of what lives on from step to step, beside a block's own work."""
+    size, dim = dtype.itemsize, config.inner_dim
+    history = memory_tokens(config, width, height)
+    # A prompt: the text encoder's rows, the tokens made of them, and each block's keys and values.
+    prompt = MAX_PROMPT_TOKENS * (config.text_dim + dim + 2 * config.num_layers * dim) * size
+    memory = history * dim * size
+    # A table of cosines and sines (fp32) for the memory alone, and one with the noisy tokens for each stage:
+    # 1 + 1/4 + 1/16 times the full grid.
+    noisy = 21 * noisy_tokens(config, width, height, 0, 1) // 16
+    rotary = (4 * history + noisy) * config.attention_head_dim * 4
+    # Sample, start of the stage and velocity, and the memory's 19 frames and anchor.
+    latents = (3 * LATENT_FRAMES_PER_CHUNK + 20) * latent_bytes(config, width, height) // LATENT_FRAMES_PER_CHUNK
+    return num_prompts * prompt + memory + rotary + latents
+
+
+def latent_bytes(config: TransformerConfig, width: int, height: int) -> int:
+    """Bytes of a chunk's latents, which are fp32."""
+    positions = (width // VAE_SPATIAL_STRIDE) * (height // VAE_SPATIAL_STRIDE)
+    return config.in_channels * LATENT_FRAMES_PER_CHUNK * positions * 4
+
+
+def vae_bytes(width: int, height: int, dtype: torch.dtype) -> int:
+    """Peak bytes of the Wan VAE besides its weights while it decodes a chunk, whatever the chunk's length.
+
+    It decodes one latent frame at a time and keeps two frames before each convolution. Measured on diffusers'
+    AutoencoderKLWan, and checked by a test.
+    """
+    return width * height * VAE_VALUES_PER_PIXEL * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a run takes: on the device its weights and activations and, after it, the VAE's activations; in
+    host RAM the weights that are not on the device, at most all of them; on disk the latents of a chunk where they
+    are kept."""
+
+    weights: int
+    activations: int
+    vae: int
+    host: int
+    disk_per_chunk: int
+
+    def __str__(self) -> str:
+        def gib(size: int) -> str:
+            return f"{size / 2**30:.2f} GiB"
+
+        return (
+            f"weights {gib(self.weights)}, activations {gib(self.activations)}, together "
+            f"{gib(self.weights + self.activations)}; VAE decoding {gib(self.vae)}; host RAM at most {gib(self.host)} "
+            f"(weights not on the device); disk {self.disk_per_chunk / 2**20:.1f} MiB for each chunk of latents kept"
+        )
+
+
+def estimate_memory(
+    config: TransformerConfig,
+    settings: SamplingSettings,
+    width: int,
+    height: int,
+    *,
+    dtype: torch.dtype,
+    weight_bytes: int,
+    vae_dtype: torch.dtype = torch.float32,
+) -> MemoryEstimate:
+    """What sampling at width x height pixels takes, computing in `dtype`, however long the video."""
+    return MemoryEstimate(
+        weights=weight_bytes,
+        activations=activation_bytes(config, width, height, dtype, num_prompts=2 if settings.guided else 1),
+        vae=vae_bytes(width, height, vae_dtype),
+        host=weight_bytes,
+        disk_per_chunk=latent_bytes(config, width, height),
+    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,18 @@ from .memory import HeliosMemory
 from .noise import NoiseSource
 from .pyramid import StageSchedule, renoise, renoise_shape, stage_schedule, start_noise
 from .solvers import SOLVERS, SolverState
-from .transformer import HeliosTransformer, PromptContext
+from .transformer import HeliosTransformer, MemoryTokens, PromptContext
+
+# forward(latents, timestep, prompt, memory) -> velocity: what `HeliosTransformer.forward` does.
+Forward = Callable[[torch.Tensor, torch.Tensor, PromptContext, MemoryTokens], torch.Tensor]
+
+
+class NonFiniteError(RuntimeError):
+    """The latents hold NaN or infinity. The message names chunk, stage and step, and where to look."""
+
+
+class OutOfMemoryError(torch.cuda.OutOfMemoryError):
+    """The device ran out of memory. The message names chunk and stage, and what to lower."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,13 @@ class StepDone:
 @dataclass(frozen=True)
 class Hooks:
     """What a host hands in: `progress` is called after each step; `check_cancelled` before each forward of the model,
-    and raises to stop the run; `attention` is used instead of torch's."""
+    and raises to stop the run; `attention` is used instead of torch's; `forward`, if there is one, is called in place
+    of the model itself (and brings its own attention)."""
 
     progress: Callable[[StepDone], None] | None = None
     check_cancelled: Callable[[], None] | None = None
     attention: AttentionFunction = F.scaled_dot_product_attention
+    forward: Forward | None = None
 
 
 def count_steps(settings: SamplingSettings, memory: HeliosMemory, num_chunks: int) -> int:
@@ -89,7 +103,8 @@ def sample_chunks(
 
     `prompt_embeds` (B, L, text_dim) are the text encoder's rows, on the device to compute on; the negative ones are
     needed when `settings.guided`. Latents are fp32 in model space and decode to 33 frames a chunk. `model_name` goes
-    into the memory's provenance. Raises ValueError when the arguments do not fit together.
+    into the memory's provenance. Raises ValueError when the arguments do not fit together, NonFiniteError when the
+    latents turn into NaN or infinity, and OutOfMemoryError when the device has too little memory.
     """
     check_job(model, memory, settings, num_chunks, has_negative=negative_prompt_embeds is not None)
     prompt = model.encode_prompt(prompt_embeds)
@@ -122,7 +137,8 @@ def sample_chunk(
         )
     index = memory.chunk_index
     schedule = settings.schedule
-    memory_tokens = model.encode_memory(memory.window(device))
+    with _out_of_memory_at(f"chunk {index + 1}, before its first stage", memory):
+        memory_tokens = model.encode_memory(memory.window(device))
     batch_size, channels, _, height, width = memory.frames.shape
     shape = (batch_size, channels, LATENT_FRAMES_PER_CHUNK, height, width)
     x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
@@ -136,22 +152,58 @@ def sample_chunk(
             x = renoise(x, independent.to(device), stage, schedule, model.dtype)
         velocity = partial(_velocity, model, memory_tokens, prompt, negative, settings, hooks, stage)
         report = partial(_report, hooks, index, stage, schedule.num_stages)
-        x = _denoise_stage(x, steps, velocity, settings, report)
+        place = f"chunk {index + 1}, stage {stage + 1} of {schedule.num_stages}"
+        with _out_of_memory_at(place, memory):
+            x, finite = _denoise_stage(x, steps, velocity, settings, report)
+        _check_finite(finite, place, prompt, memory)
 
     latents = x.float()
     return latents, memory.append(latents, model=model_name, seed=noise.seed)
 
 
 def _denoise_stage(x: torch.Tensor, schedule: StageSchedule, velocity, settings: SamplingSettings, report):
-    """Follow the flow of one stage from its first noise level to sigma 0."""
+    """Follow the flow of one stage from its first noise level to sigma 0: the sample there, and for each step a
+    boolean on the device that tells whether all values were finite after it."""
     solve = SOLVERS[settings.schedule.solver]
     state = SolverState(start=x)
+    finite = []
     for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=False)):
         v = velocity(step, x, timestep)
         before = x
         x, state = solve(x, v, schedule, state)
+        finite.append(x.isfinite().all())
         report(step, len(schedule.timesteps), before, v, sigma)
-    return x
+    return x, finite
+
+
+def _check_finite(finite: list[torch.Tensor], place: str, prompt: PromptContext, memory: HeliosMemory) -> None:
+    """Raise NonFiniteError, naming the first step that was not finite.
+
+    Called once a stage: to ask the device after each step would make it wait for the host each time.
+    """
+    verdicts = torch.stack(finite).tolist()
+    if all(verdicts):
+        return
+    if not memory.frames.isfinite().all():
+        where = "The memory that the chunk goes on from holds them already: make or load it anew"
+    elif not prompt.tokens.isfinite().all():
+        where = "The prompt's tokens hold them already: the text encoder's output or the weights are damaged"
+    else:
+        where = "The usual causes are damaged weights, a LoRA at too high a strength, and fp16 (choose bf16)"
+    raise NonFiniteError(
+        f"the latents became NaN or infinite in {place}, step {verdicts.index(False) + 1} of {len(verdicts)}. {where}"
+    )
+
+
+@contextmanager
+def _out_of_memory_at(place: str, memory: HeliosMemory) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as fault:
+        raise OutOfMemoryError(
+            f"out of memory in {place}, at {memory.width}x{memory.height}. Lower width and height, keep the weights "
+            f"in fewer bits (fp8_e4m3fn), or give the run more of the device's memory. The device said: {fault}"
+        ) from fault
 
 
 def _velocity(model, memory_tokens, prompt, negative, settings, hooks, stage, step, x, timestep) -> torch.Tensor:
@@ -159,11 +211,12 @@ def _velocity(model, memory_tokens, prompt, negative, settings, hooks, stage, st
     if is_zero_step(settings, stage, step):
         return torch.zeros_like(x, dtype=model.dtype)
     timesteps = torch.full((x.shape[0],), timestep, dtype=torch.float64).to(x.device, torch.float32)
+    forward = hooks.forward or partial(model, attention=hooks.attention)
 
     def predict(context: PromptContext) -> torch.Tensor:
         if hooks.check_cancelled is not None:
             hooks.check_cancelled()
-        return model(x, timesteps, context, memory_tokens, attention=hooks.attention)
+        return forward(x, timesteps, context, memory_tokens)
 
     conditional = predict(prompt)
     # Two forwards of one sample each, not one of two: the same numbers, and half the memory.
