@@ -23,7 +23,7 @@ from .config import (
     check_size,
     parse_steps,
 )
-from .cost import activation_bytes, chunk_forwards, num_parameters, stage_costs, weight_bytes
+from .cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
 from .demo import DemoModel
 from .drift import AntiDrift
 from .generate import CLIP_FRAMES, Job, ModelSource, PublishedModel, generate
@@ -39,7 +39,6 @@ logger = logging.getLogger("helios")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INFO_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn}
-GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -248,9 +247,14 @@ def run_info(options: argparse.Namespace) -> None:
 
 def describe(config: TransformerConfig, settings: SamplingSettings, width: int, height: int, dtype: str) -> list[str]:
     """The lines that `info` prints."""
-    weights = weight_bytes(config, INFO_DTYPES[dtype])
-    compute_dtype = DTYPES.get(dtype, torch.bfloat16)
-    activations = activation_bytes(config, width, height, compute_dtype, num_prompts=2 if settings.guided else 1)
+    memory = estimate_memory(
+        config,
+        settings,
+        width,
+        height,
+        dtype=DTYPES.get(dtype, torch.bfloat16),
+        weight_bytes=weight_bytes(config, INFO_DTYPES[dtype]),
+    )
     costs = stage_costs(config, width, height, settings.schedule.num_stages)
     forwards = chunk_forwards(settings)
     total = sum(count * cost.flops for count, cost in zip(forwards, costs, strict=True))
@@ -264,7 +268,6 @@ def describe(config: TransformerConfig, settings: SamplingSettings, width: int, 
     lines += [
         f"a chunk ({FRAMES_PER_CHUNK} frames, {FRAMES_PER_CHUNK / FRAME_RATE:.3f} s): {total / 1e12:.1f} TFLOP "
         "without text encoder and VAE",
-        f"memory: weights {weights / GIB:.2f} GiB in {dtype}, activations {activations / GIB:.2f} GiB (estimated), "
-        f"together {(weights + activations) / GIB:.2f} GiB, the same for every chunk",
+        f"memory, the same for every chunk ({dtype} weights): {memory}",
     ]
     return lines

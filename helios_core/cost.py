@@ -77,8 +77,13 @@ def chunk_forwards(settings: SamplingSettings, chunk_index: int = 1) -> list[int
 
 
 def weight_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
-    """Bytes of all weights when kept in `dtype`."""
-    return num_parameters(config) * dtype.itemsize
+    """Bytes of all weights when kept in `dtype`; a few parts stay fp32 (see `HeliosTransformer`)."""
+    dim = config.inner_dim
+    block = 6 * dim + 2 * dim  # scale_shift_table and norm2
+    if config.is_amplify_history:
+        block += config.num_attention_heads if config.history_scale_mode == "per_head" else 1
+    fp32 = config.num_layers * block + 2 * dim + (config.freq_dim + 1 + dim + 1) * dim
+    return (num_parameters(config) - fp32) * dtype.itemsize + fp32 * 4
 
 
 def num_parameters(config: TransformerConfig) -> int:

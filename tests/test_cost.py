@@ -118,12 +118,12 @@ def test_a_later_chunk_takes_no_more_than_the_first_and_leaves_only_its_memory()
     assert live.now <= kept + 4096
 
 
-def test_weights_are_counted_to_the_byte():
-    for options in ({}, {"is_amplify_history": True}, {"is_amplify_history": True, "history_scale_mode": "scalar"}):
-        model = make_model(torch.float32, **options)
-        counted = sum(parameter.numel() for parameter in model.parameters())
-        assert cost.num_parameters(model.config) == counted
-        assert cost.weight_bytes(model.config, torch.float32) == 4 * counted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"is_amplify_history": True, "history_scale_mode": "scalar"}])
+def test_weights_are_counted_to_the_byte(dtype, options):
+    model = make_model(dtype, **options)
+    assert cost.num_parameters(model.config) == sum(parameter.numel() for parameter in model.parameters())
+    assert cost.weight_bytes(model.config, dtype) == sum(parameter.nbytes for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
