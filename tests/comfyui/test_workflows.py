@@ -1,0 +1,106 @@
+"""Every sample workflow runs as it is, from the picture or clip it names to a video file."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from harness.checkout import PACK
+from harness.samples import HEIGHT, NAMES, WIDTH, WORKFLOWS, nodes_of, read_clip, small_graph, the_node
+
+FRAMES_PER_CHUNK = 33
+# Chunks that each sampler is told to make, in the order of the file, and how many the last video must have.
+CHUNKS = {"t2v": ([2], 2), "i2v": ([1], 1), "v2v": ([1, 1], 1), "i2v_then_prompts": ([1, 1, 1], 3)}
+
+
+@pytest.fixture(scope="module")
+def info(comfyui):
+    return comfyui.object_info()
+
+
+@pytest.fixture(scope="module")
+def make_workflows():
+    spec = importlib.util.spec_from_file_location("make_workflows", PACK / "tools" / "make_workflows.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_files_are_what_the_tool_makes_of_the_nodes_as_they_are_now(make_workflows, info):
+    made = {name: json.loads(text) for name, text in make_workflows.build(info).items()}
+    files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS.glob("*.json")}
+    assert files == made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_workflow_runs_to_a_video_of_the_right_length_size_and_rate(name, comfyui, models, home, info):
+    graph = small_graph(name, info)
+    chunks, num_saved = CHUNKS[name]
+    for (_, inputs), number in zip(nodes_of(graph, "HeliosChunkSampler"), chunks, strict=True):
+        inputs["chunks"] = number
+    run = comfyui.run_graph(graph)
+    assert run.success, run.error
+    last, _ = nodes_of(graph, "HeliosVideoCombine")[-1]
+    (file,) = home.saved_files({"outputs": {last: run.history["outputs"][last]}})
+    clip = read_clip(file)
+    assert clip.frames.shape == (FRAMES_PER_CHUNK * num_saved, HEIGHT, WIDTH, 3)
+    assert clip.rate == 24
+    assert json.loads(clip.metadata["prompt"]) == graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_of_a_sample_workflow_do_not_overlap_in_the_file(name):
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    boxes = [(node["type"], *node["pos"], *node["size"]) for node in workflow["nodes"]]
+    title = 30
+    for i, (first, x, y, w, h) in enumerate(boxes):
+        for second, x2, y2, w2, h2 in boxes[i + 1 :]:
+            apart = x + w <= x2 or x2 + w2 <= x or y + h <= y2 - title or y2 + h2 <= y - title
+            assert apart, f"{first} and {second}"
+
+
+def test_image_to_video_takes_a_photo_of_any_size(comfyui, models, home, info):
+    skimage_data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    from PIL import Image
+
+    Image.fromarray(skimage_data.astronaut()).save(home.input / "astronaut.png")  # 512 x 512
+    graph = small_graph("i2v", info)
+    the_node(graph, "LoadImage")[1]["image"] = "astronaut.png"
+    sampler, inputs = the_node(graph, "HeliosChunkSampler")
+    inputs.update(chunks=1, steps="1,1,1")
+    video, _ = the_node(graph, "HeliosVideoCombine")
+    del graph[video]
+    graph["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "latents"}}
+    astronaut = comfyui.run_graph(graph)
+    the_node(graph, "LoadImage")[1]["image"] = "example.png"
+    example = comfyui.run_graph(graph)
+    assert astronaut.success, astronaut.error
+    latents = astronaut.output(sampler)["samples"]
+    assert latents.shape == (1, 16, 9, HEIGHT // 8, WIDTH // 8)
+    assert not np.allclose(latents, example.output(sampler)["samples"]), "the picture makes no difference"
+
+
+def test_video_to_video_goes_on_from_a_clip_that_native_load_video_reads(comfyui, models, home, info, clip_file):
+    graph = small_graph("v2v", info)
+    context, inputs = next(item for item in nodes_of(graph, "HeliosContext") if "video" in item[1])
+    graph["clip"] = {"class_type": "LoadVideo", "inputs": {"file": clip_file}}
+    inputs["video"] = ["clip", 0]
+    nodes_of(graph, "HeliosChunkSampler")[-1][1].update(chunks=1, steps="1,1,1")
+    run = comfyui.run_graph(_only_downstream_of(graph, context))
+    assert run.success, run.error
+    memory = run.output(context)
+    assert (memory.provenance.task, memory.chunk_index) == ("v2v", 0)
+    saved = read_clip(home.saved_files(run.history)[-1])
+    assert saved.frames.shape == (FRAMES_PER_CHUNK, HEIGHT, WIDTH, 3)
+
+
+def _only_downstream_of(graph, wanted):
+    """The graph without the output nodes that do not depend on a node: here the clip that v2v makes for itself."""
+
+    def sources(node_id):
+        links = [value for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
+        return {node_id}.union(*(sources(link[0]) for link in links))
+
+    outputs = [node_id for node_id, _ in nodes_of(graph, "HeliosVideoCombine") if wanted in sources(node_id)]
+    keep = set().union(*(sources(node_id) for node_id in outputs))
+    return {node_id: node for node_id, node in graph.items() if node_id in keep}
