@@ -1,0 +1,350 @@
+"""Write the sample workflows from the descriptions below.
+
+A workflow file stores widget values by position and repeats each node's slots, so it is tedious to keep right by
+hand. Here a workflow is a few lines that name only what differs from a node's defaults; the rest comes from the node
+definitions of a running ComfyUI that has this pack:
+
+    python tools/make_workflows.py --server http://127.0.0.1:8188
+"""
+
+import argparse
+import json
+import urllib.request
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+
+HELIOS = "helios_distilled_bf16.safetensors"
+TEXT_ENCODER = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+VAE = "wan_2.1_vae.safetensors"
+
+MODEL_NOTE = f"""## Model files
+| file | folder |
+|---|---|
+| `{HELIOS}` | `models/diffusion_models/` |
+| `{TEXT_ENCODER}` | `models/text_encoders/` |
+| `{VAE}` | `models/vae/` |
+
+The first is the Helios transformer: a single file of a ComfyUI repackaged release, or the `transformer` folder of
+`BestWishYsh/Helios-Distilled` on Hugging Face put into `models/diffusion_models/` as it is. The other two are those
+of Wan 2.1 (`Comfy-Org/Wan_2.1_ComfyUI_repackaged` on Hugging Face). Pick your file in each loader if its name differs.
+
+## Sizes
+Helios was trained at 640 x 384. Width and height are multiples of 64. A chunk is 33 frames: 1.4 seconds at 24
+frames a second.
+"""
+
+TITLE_HEIGHT = 30
+SLOT_HEIGHT = 20
+WIDGET_HEIGHT = 24
+GAP = 30
+# Nodes that show more than slots and widgets: (width, height).
+SIZES = {
+    "MarkdownNote": (460, 560),
+    "CLIPTextEncode": (400, 180),
+    "LoadImage": (320, 340),
+    "HeliosVideoCombine": (480, 560),
+}
+WIDTH = 320
+
+
+def t2v(flow: "Flow") -> None:
+    """Text to video: three chunks from one prompt."""
+    flow.note("Text to video", "Write a prompt and run. `chunks` sets the length: 3 chunks are 99 frames.")
+    model, clip, vae = models(flow)
+    with flow.column("2. What to show"):
+        positive = prompt(
+            flow,
+            clip,
+            "A small red fishing boat rocks in a quiet harbour at dusk. Lanterns along the pier light up one by one "
+            "and their reflections tremble on the dark water. The camera glides slowly forward.",
+        )
+        memory = flow.node("HeliosContext", title="Helios Context (from text)")
+    with flow.column("3. Chunk after chunk"):
+        chunks = sampler(flow, model, positive, memory, chunks=3)
+    video(flow, chunks, vae, "helios/t2v")
+
+
+def i2v(flow: "Flow") -> None:
+    """Image to video: three chunks that start from a picture."""
+    flow.note(
+        "Image to video",
+        "Choose a picture in Load Image: the video starts from it. It is cropped to the size set in Helios Context.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. What to show"):
+        image = flow.node("LoadImage", image="example.png")
+        memory = flow.node(
+            "HeliosContext", title="Helios Context (from an image)", image=image["IMAGE"], vae=vae["VAE"]
+        )
+        positive = prompt(
+            flow,
+            clip,
+            "The scene comes to life: a gentle breeze, light that shifts slowly, small natural movements. The camera "
+            "moves in a little, smooth and steady.",
+        )
+    with flow.column("3. Chunk after chunk"):
+        chunks = sampler(flow, model, positive, memory, chunks=3)
+    video(flow, chunks, vae, "helios/i2v")
+
+
+def v2v(flow: "Flow") -> None:
+    """Video to video: a clip, and its continuation."""
+    flow.note(
+        "Video to video",
+        "Helios continues a clip of at least 33 frames. To run without any clip at hand, this graph makes its own "
+        "(step 2).\n\n**Your own clip:** add a *Load Video* node, connect it to `video` of Helios Context, and "
+        "delete the group *A clip to continue*. Only the continuation is saved in step 4.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. A clip to continue"):
+        before = prompt(flow, clip, "A calm sea under a pale morning sky, waves rolling in towards a sandy beach.")
+        start = flow.node("HeliosContext", title="Helios Context (from text)")
+        source = sampler(flow, model, before, start, chunks=1)
+    with flow.same_group_column():
+        source_clip = combine(flow, source, vae, "helios/v2v_source")
+    with flow.column("3. Its continuation"):
+        memory = flow.node(
+            "HeliosContext", title="Helios Context (from a video)", video=source_clip["VIDEO"], vae=vae["VAE"]
+        )
+        after = prompt(
+            flow,
+            clip,
+            "A calm sea under a pale morning sky, waves rolling in towards a sandy beach. A white sailing boat "
+            "comes into view and crosses the picture from left to right.",
+        )
+        chunks = sampler(flow, model, after, memory, chunks=2)
+    video(flow, chunks, vae, "helios/v2v")
+
+
+def i2v_then_prompts(flow: "Flow") -> None:
+    """A picture, then three prompts one after another."""
+    flow.note(
+        "A picture, then three prompts",
+        "Each sampler hands its memory to the next, so the video goes on without a cut while the prompt changes. "
+        "Change the last prompt and run again: only the last sampler works, the others are cached.\n\n"
+        "Take the memory of any sampler to a second chain to branch the story.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. The picture"):
+        image = flow.node("LoadImage", image="example.png")
+        memory = flow.node(
+            "HeliosContext", title="Helios Context (from an image)", image=image["IMAGE"], vae=vae["VAE"]
+        )
+    scenes = [
+        "The scene comes to life: a gentle breeze and small natural movements. The camera is still.",
+        "Dusk falls. The light turns warm and golden, shadows grow long. The camera drifts slowly to the right.",
+        "Night has come. Soft lights glow in the dark and fireflies drift through the air.",
+    ]
+    latents = None
+    for number, text in enumerate(scenes, start=1):
+        with flow.column(f"{number + 2}. Prompt {number}"):
+            positive = prompt(flow, clip, text)
+            chunks = sampler(flow, model, positive, memory, chunks=2, seed=number)
+            memory = chunks
+            if latents is None:
+                latents = chunks
+            else:
+                latents = flow.node("LatentBatch", samples1=latents["LATENT"], samples2=chunks["LATENT"])
+    video(flow, latents, vae, "helios/i2v_then_prompts", step=6)
+
+
+def models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
+    with flow.column("1. Models"):
+        return (
+            flow.node("HeliosLoader", model_name=HELIOS),
+            flow.node("CLIPLoader", clip_name=TEXT_ENCODER, type="wan"),
+            flow.node("VAELoader", vae_name=VAE),
+        )
+
+
+def prompt(flow: "Flow", clip: "Node", text: str) -> "Node":
+    return flow.node("CLIPTextEncode", title="Prompt", clip=clip["CLIP"], text=text)
+
+
+def sampler(flow: "Flow", model: "Node", positive: "Node", memory: "Node", **values) -> "Node":
+    links = {"model": model["MODEL"], "positive": positive["CONDITIONING"], "memory": memory["HELIOS_MEMORY"]}
+    return flow.node("HeliosChunkSampler", **links, **values)
+
+
+def combine(flow: "Flow", latents: "Node", vae: "Node", prefix: str) -> "Node":
+    return flow.node("HeliosVideoCombine", latents=latents["LATENT"], vae=vae["VAE"], filename_prefix=prefix)
+
+
+def video(flow: "Flow", latents: "Node", vae: "Node", prefix: str, step: int = 4) -> None:
+    with flow.column(f"{step}. Video"):
+        combine(flow, latents, vae, prefix)
+
+
+DESCRIPTIONS = {"t2v": t2v, "i2v": i2v, "v2v": v2v, "i2v_then_prompts": i2v_then_prompts}
+
+
+@dataclass
+class Node:
+    """A node placed in the graph; `node["MODEL"]` is its output of that type."""
+
+    json: dict
+
+    def __getitem__(self, kind: str) -> tuple["Node", int]:
+        kinds = [output["type"] for output in self.json["outputs"]]
+        return self, kinds.index(kind)
+
+
+class Flow:
+    """A graph laid out in columns from left to right, each with a group drawn around it."""
+
+    def __init__(self, object_info: dict[str, dict]):
+        self._object_info = object_info
+        self._nodes: list[dict] = []
+        self._links: list[list] = []
+        self._groups: list[dict] = []
+        self._x = self._y = 0
+
+    @contextmanager
+    def column(self, title: str):
+        """Nodes made within are stacked below each other; the next column starts to their right."""
+        self._groups.append({"id": len(self._groups) + 1, "title": title, "bounding": None, "color": "#3f789e"})
+        with self.same_group_column():
+            yield
+
+    @contextmanager
+    def same_group_column(self):
+        """Another column in the group of the one before."""
+        first = len(self._nodes)
+        self._y = 0
+        yield
+        width = max(node["size"][0] for node in self._nodes[first:])
+        for node in self._nodes[first:]:
+            node["size"][0] = width
+        top = -TITLE_HEIGHT - 50
+        bottom = self._y - TITLE_HEIGHT - GAP + 15
+        group = self._groups[-1]
+        if group["bounding"] is None:
+            group["bounding"] = [self._x - 15, top, width + 30, bottom - top]
+        else:
+            left, _, _, height = group["bounding"]
+            group["bounding"] = [left, top, self._x + width + 15 - left, max(height, bottom - top)]
+        self._x += width + 3 * GAP
+
+    def note(self, title: str, text: str) -> None:
+        with self.column("Read me"):
+            size = list(SIZES["MarkdownNote"])
+            body = f"# {title}\n{text}\n\n{MODEL_NOTE}"
+            self._add("MarkdownNote", "Read me", size, inputs=[], outputs=[], values=[body])
+
+    def node(self, kind: str, title: str | None = None, **settings) -> Node:
+        """Add a node. A setting is a widget's value or another node's output; the rest keep their defaults."""
+        if kind not in self._object_info:
+            raise ValueError(f"ComfyUI has no node {kind}; is the pack installed and loaded there?")
+        info = self._object_info[kind]
+        specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        unknown = set(settings) - set(specs)
+        if unknown:
+            raise ValueError(f"{kind} has no input {sorted(unknown)}; it has {sorted(specs)}")
+        named = zip(info["output_name"], info["output"], strict=True)
+        outputs = [{"name": name, "type": output, "links": []} for name, output in named]
+        inputs, values = _slots_and_values(kind, specs, settings)
+        sockets = [slot for slot in inputs if "widget" not in slot]
+        height = SLOT_HEIGHT * max(len(sockets), len(outputs)) + WIDGET_HEIGHT * len(values) + 20
+        size = list(SIZES.get(kind, (WIDTH, height)))
+        node = self._add(kind, title, [size[0], max(size[1], height)], inputs, outputs, values)
+        for slot, entry in enumerate(inputs):
+            if isinstance(settings.get(entry["name"]), tuple):
+                self._link(*settings[entry["name"]], node, slot)
+        return Node(node)
+
+    def _add(self, kind, title, size, inputs, outputs, values) -> dict:
+        node = {
+            "id": len(self._nodes) + 1,
+            "type": kind,
+            "pos": [self._x, self._y],
+            "size": size,
+            "flags": {},
+            "order": len(self._nodes),
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": {"Node name for S&R": kind},
+            "widgets_values": values,
+        }
+        if title is not None:
+            node["title"] = title
+        self._nodes.append(node)
+        self._y += size[1] + TITLE_HEIGHT + GAP
+        return node
+
+    def _link(self, source: Node, output: int, target: dict, slot: int) -> None:
+        link = len(self._links) + 1
+        kind = source.json["outputs"][output]["type"]
+        self._links.append([link, source.json["id"], output, target["id"], slot, kind])
+        source.json["outputs"][output]["links"].append(link)
+        target["inputs"][slot]["link"] = link
+
+    def to_json(self, name: str) -> dict:
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-Helios/workflows/{name}")),
+            "revision": 0,
+            "last_node_id": len(self._nodes),
+            "last_link_id": len(self._links),
+            "nodes": self._nodes,
+            "links": self._links,
+            "groups": self._groups,
+            "config": {},
+            "extra": {"ds": {"scale": 0.6, "offset": [60, 160]}},
+            "version": 0.4,
+        }
+
+
+def _slots_and_values(kind: str, specs: dict, settings: dict) -> tuple[list[dict], list]:
+    """The input slots and the stored widget values of a node, as ComfyUI's frontend saves them."""
+    inputs, values, uploads = [], [], []
+    for name, spec in specs.items():
+        input_type, options = spec[0], spec[1] if len(spec) > 1 else {}
+        if isinstance(input_type, list):
+            options, input_type = {"options": input_type, **options}, "COMBO"
+        slot = {"name": name, "type": input_type, "link": None}
+        inputs.append(slot)
+        if input_type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            continue
+        slot["widget"] = {"name": name}
+        value = settings.get(name)
+        values.append(_default(kind, name, input_type, options) if value is None else value)
+        if options.get("control_after_generate"):
+            values.append("fixed")
+        if options.get("image_upload"):
+            uploads.append("image")
+    return inputs, values + uploads
+
+
+def _default(kind: str, name: str, input_type: str, options: dict):
+    if "default" in options:
+        return options["default"]
+    if input_type == "COMBO" and options.get("options"):
+        return options["options"][0]
+    raise ValueError(f"{kind}.{name} has no default: give it a value")
+
+
+def build(object_info: dict[str, dict]) -> dict[str, str]:
+    """File name -> text of every sample workflow, from the node definitions as /object_info gives them."""
+    files = {}
+    for name, describe in DESCRIPTIONS.items():
+        flow = Flow(object_info)
+        describe(flow)
+        files[f"{name}.json"] = json.dumps(flow.to_json(name), indent=1, ensure_ascii=False) + "\n"
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI that has this pack")
+    with urllib.request.urlopen(parser.parse_args().server + "/object_info", timeout=60) as response:
+        files = build(json.load(response))
+    for name, text in files.items():
+        (WORKFLOWS / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
