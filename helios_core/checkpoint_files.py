@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of: one safetensors file, or shards listed by an index; and JSON beside them."""
+"""Which files a checkpoint consists of: one file, or shards listed by an index; and the JSON files beside them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .gguf_file import read_gguf_header
 from .safetensors_file import CheckpointError, TensorEntry, read_header
 
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -43,7 +44,8 @@ class WeightFiles:
         stored: dict[str, TensorEntry] = {}
         metadata: dict[str, str] = {}
         for file in self.files:
-            entries, file_metadata = read_header(file)
+            read = read_gguf_header if file.suffix == ".gguf" else read_header
+            entries, file_metadata = read(file)
             metadata.update(file_metadata)
             if twice := stored.keys() & entries.keys():
                 first = min(twice)
@@ -60,7 +62,7 @@ class WeightFiles:
 
 
 def find_weight_files(path: Path) -> WeightFiles:
-    """The weight files at `path`: a safetensors file, an index, a folder of weights or one with `transformer/`.
+    """The weight files at `path`: a safetensors or GGUF file, an index, a folder of weights or one with `transformer/`.
 
     Raises CheckpointError when there are none, when it is not clear which, or when an index names files that are
     missing or lie outside its folder.

@@ -1,4 +1,6 @@
-"""Command line: `python -m helios_core generate` makes a video, `info` tells what a run will cost."""
+"""Command line of `python -m helios_core`: `generate` makes a video, `info` tells what a run will cost, `convert`
+turns weights of any layout into one file.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from .checkpoint import open_checkpoint
+from .checkpoint_writing import CONVERT_DTYPES, convert_checkpoint
 from .config import (
     FRAME_RATE,
     FRAMES_PER_CHUNK,
@@ -124,6 +127,20 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--height", type=int, default=384)
     info.add_argument("--dtype", choices=INFO_DTYPES, default="bf16", help="of the weights (default %(default)s)")
     add_sampling_options(info)
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn weights into one safetensors file",
+        description="Read Helios weights of any layout (a release folder, shards, one file, scaled fp8, GGUF) and "
+        "write them as one safetensors file with config and variant inside. One tensor is in memory at a time.",
+    )
+    convert.set_defaults(run=run_convert)
+    convert.add_argument("source", type=Path, help="file or folder")
+    convert.add_argument("target", type=Path, help="the .safetensors file to write; it is there whole or not at all")
+    convert.add_argument("--dtype", choices=CONVERT_DTYPES, default="bf16", help="(default %(default)s)")
+    convert.add_argument(
+        "--variant", choices=VARIANTS, help="what the file says of itself (default: as the source)"
+    )
     return parser
 
 
@@ -243,6 +260,17 @@ def run_info(options: argparse.Namespace) -> None:
     settings = apply_sampling_options(settings, options)
     check_size(options.width, options.height, settings.schedule.num_stages)
     sys.stdout.write("\n".join(describe(config, settings, options.width, options.height, options.dtype)) + "\n")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    if options.target.suffix != ".safetensors":
+        raise ValueError(f"the target {options.target} must end with .safetensors, the format that is written")
+    variant = convert_checkpoint(open_checkpoint(options.source), options.target, options.dtype, options.variant)
+    if variant is None:
+        logger.warning(
+            "%s does not say which variant it is, so neither does %s. Give --variant to have it written",
+            options.source, options.target,
+        )  # fmt: skip
 
 
 def describe(config: TransformerConfig, settings: SamplingSettings, width: int, height: int, dtype: str) -> list[str]:

@@ -40,9 +40,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in a safetensors file: the `key` it is stored under, and what the header says about it.
+    """A tensor in a file: the `key` it is stored under, and what the header says of it.
 
-    `scale` is the tensor that a scaled fp8 weight is to be multiplied with.
+    `scale` is the tensor that a scaled fp8 weight is to be multiplied with. `block_format` is for quantised weights of
+    GGUF files.
     """
 
     file: Path
@@ -50,6 +51,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: torch.dtype
     scale: TensorEntry | None = None
+    block_format: str | None = None
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from helios_core.checkpoint import CheckpointError, load_transformer, open_checkpoint, save_transformer
+from helios_core.checkpoint import CheckpointError, load_transformer, open_checkpoint
+from helios_core.checkpoint_writing import save_transformer
 from helios_core.config import VARIANTS, TransformerConfig
 from helios_core.layouts import canonical_name, comfyui_name, find_prefix
 from helios_core.transformer import HeliosTransformer
