@@ -15,12 +15,13 @@ import comfy.ops
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..helios_core.attention import AttentionFunction
 from ..helios_core.checkpoint import load_transformer, open_checkpoint
 from ..helios_core.config import VARIANTS, SamplingSettings, variant_of
 from ..helios_core.cost import num_parameters
-from ..helios_core.transformer import HeliosTransformer
+from ..helios_core.transformer import HeliosTransformer, MemoryTokens, PromptContext
 from .patcher import HeliosPatcher
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,35 @@ class HeliosModel(_NamesOfLoras):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
+        self.unfinished_run = None  # a stopped run's chunks; see run.py
 
     def apply_model(self, *args, **kwargs):
         """Called by ComfyUI's own samplers, which know neither memory nor pyramid."""
         raise ValueError("Helios is sampled by the Helios Chunk Sampler node; KSampler and its kin cannot drive it")
+
+    def velocity(self, transformer_options: dict, x, timestep, prompt: PromptContext, memory: MemoryTokens):
+        """The transformer's velocity (B, C, T, h, w), inside the wrappers of other nodes (torch.compile is one).
+
+        They are called as around ComfyUI's own models, with these arguments; what they wrap gives the velocity.
+        """
+        wrappers = get_all_wrappers(WrappersMP.APPLY_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._apply_model, self, wrappers)
+        return executor.execute(x, timestep, transformer_options=transformer_options, prompt=prompt, memory=memory)
+
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *, prompt, memory
+    ):
+        # Looked up now: a wrapper may have put another module in the transformer's place.
+        transformer = self.diffusion_model
+
+        def forward(x, timestep, prompt, *, transformer_options, memory):
+            return transformer(x, timestep, prompt, memory, attention=comfy_attention(transformer_options))
+
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(forward, transformer, wrappers)
+        # One dtype at all steps, so that a compiled transformer has no reason to be compiled again.
+        x = x.to(transformer.dtype)
+        return executor.execute(x, t, prompt, transformer_options=transformer_options, memory=memory)
 
 
 def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
@@ -130,9 +156,15 @@ def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:
 
 
 def comfy_attention(transformer_options: dict) -> AttentionFunction:
-    """ComfyUI's attention (and what the user has put in its place) for q, k, v of (B, heads, N, head_dim)."""
+    """ComfyUI's attention (and what the user has put in its place) for q, k, v of (B, heads, N, head_dim).
+
+    It stops a cancelled run, twice in each block. In a compiled transformer there is no place for that, and the run
+    stops before the next forward.
+    """
 
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            check_cancelled()
         return optimized_attention(
             query,
             key,

@@ -1,20 +1,19 @@
 """Helios Chunk Sampler: MODEL, prompt and memory -> chunks of latents and the next memory."""
 
+import weakref
 from dataclasses import replace
 
 import comfy.model_management
-import comfy.utils
-import latent_preview
 import torch
 from comfy_api.latest import io
 
 from ..helios_core.blending import sample_schedule
 from ..helios_core.config import SamplingSettings, parse_steps
-from ..helios_core.cost import activation_bytes
 from ..helios_core.noise import NOISE_SOURCES, noise_source
-from ..helios_core.sampler import Hooks, StepDone, check_job, count_steps
+from ..helios_core.sampler import check_job
 from .context import encode_anchors
-from .model import check_cancelled, comfy_attention, helios_model
+from .model import helios_model
+from .run import sampling_run, unfinished_run
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
@@ -93,6 +92,7 @@ class HeliosChunkSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latents", tooltip="One chunk of 9 latent frames per batch element."),
                 HeliosMemoryType.Output("next_memory", display_name="memory", tooltip="The past after these chunks."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -121,32 +121,31 @@ class HeliosChunkSampler(io.ComfyNode):
         vae=None,
     ) -> io.NodeOutput:
         helios = helios_model(model)
-        transformer = helios.diffusion_model
         settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
         script = prompt_schedule(positive)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         guided = script.most_guided(span, settings)
-        check_job(transformer, memory, guided, chunks, has_negative=negative is not None)
+        check_job(helios.diffusion_model, memory, guided, chunks, has_negative=negative is not None)
         anchors = encode_anchors(script, span, vae, memory)
 
+        wires = (positive, negative, memory)
+        run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
+        # Of other noise sources the next draw depends on all draws before it.
+        del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
+        latents = [chunk for chunk, _ in run.chunks]
+        if run.chunks:
+            _, memory = run.chunks[-1]
+        span = range(memory.chunk_index, span.stop)
+
         device = model.load_device
-        required = activation_bytes(
-            transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=2 if guided.guided else 1
-        )
-        comfy.model_management.load_models_gpu([model, *model.model_patches_models()], memory_required=required)
-        hooks = Hooks(
-            progress=Progress(helios, device, count_steps(settings, memory, chunks)),
-            check_cancelled=check_cancelled,
-            attention=comfy_attention(model.model_options["transformer_options"]),
-        )
-        latents = []
-        model.pre_run()
-        try:
+        with sampling_run(
+            model, memory, [script.settings_for(chunk, settings) for chunk in span], cls.hidden.unique_id
+        ) as hooks:
             for chunk, next_memory in sample_schedule(
-                transformer,
+                helios.diffusion_model,
                 script.to(device),
                 memory,
-                chunks,
+                len(span),
                 lambda own: noise_source(noise, seed if own is None else own, device),
                 settings,
                 negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,
@@ -156,8 +155,8 @@ class HeliosChunkSampler(io.ComfyNode):
             ):
                 latents.append(chunk.to(comfy.model_management.intermediate_device()))
                 memory = next_memory
-        finally:
-            model.cleanup()
+                run.chunks.append((latents[-1], memory))
+        helios.unfinished_run = None
         samples = helios.process_latent_out(torch.cat(latents))
         return io.NodeOutput({"samples": samples}, memory)
 
@@ -172,20 +171,3 @@ def choose_settings(
         guidance_scale=guidance_scale or settings.guidance_scale,
         amplify_first_chunk=amplify_first_chunk,
     )
-
-
-class Progress:
-    """One bar over all chunks, stages and steps of the job, with ComfyUI's preview of the current guess."""
-
-    def __init__(self, helios, device: torch.device, total: int) -> None:
-        self.bar = comfy.utils.ProgressBar(total)
-        self.total = total
-        self.done = 0
-        self.previewer = latent_preview.get_previewer(device, helios.latent_format)
-
-    def __call__(self, step: StepDone) -> None:
-        self.done += 1
-        preview = None
-        if self.previewer is not None:
-            preview = self.previewer.decode_latent_to_preview_image("JPEG", step.denoised)
-        self.bar.update_absolute(self.done, self.total, preview)

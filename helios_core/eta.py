@@ -1,0 +1,67 @@
+"""How far a job is and how long the rest takes, counted counted by work: the stages' steps differ in cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from .config import SamplingSettings, TransformerConfig
+from .cost import stage_costs
+from .guidance import is_zero_step
+
+
+def step_costs(
+    config: TransformerConfig, settings: SamplingSettings, width: int, height: int, chunk_index: int
+) -> list[int]:
+    """Floating point operations of each step of a chunk of width x height pixels, in order."""
+    forwards = 2 if settings.guided else 1
+    stages = stage_costs(config, width, height, settings.schedule.num_stages)
+    return [
+        0 if is_zero_step(settings, stage, step) else forwards * stages[stage].flops
+        for stage, num_steps in enumerate(settings.steps_in_chunk(chunk_index))
+        for step in range(num_steps)
+    ]
+
+
+class JobClock:
+    """Told each step as it is done (`step_done`), knows the `fraction` of the job's work done and `seconds_left`.
+
+    `costs` are those of all steps in order. The first step is left out of the measured speed: weights move and kernels
+    are chosen in it. `clock` gives seconds.
+    """
+
+    def __init__(self, costs: Iterable[int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._costs = list(costs)
+        self._total = sum(self._costs)
+        self._clock = clock
+        self._num_done = 0
+        self._done = 0
+        self._warm: tuple[float, int] | None = None  # time and work done when the first step with any work ended
+
+    def step_done(self) -> None:
+        self._done += self._costs[self._num_done]
+        self._num_done += 1
+        if self._warm is None and self._done:
+            self._warm = (self._clock(), self._done)
+
+    @property
+    def fraction(self) -> float:
+        """Work done, 0 to 1."""
+        return self._done / self._total
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed measured so far; None while nothing is measured."""
+        if self._warm is None or self._done == self._warm[1]:
+            return None
+        since, work = self._warm
+        return (self._total - self._done) * (self._clock() - since) / (self._done - work)
+
+
+def in_words(seconds: float) -> str:
+    """12.3 -> "12 s", 200 -> "3 min 20 s", 7500 -> "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
