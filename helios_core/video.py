@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,33 +23,40 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .audio import MediaFile, Sound, SoundTrack, file_name, open_media
 from .config import FRAME_RATE
+from .formats import (
+    BT709,
+    EXACT_CONVERSION,
+    FULL_RANGE,
+    MP4_H264,
+    VideoFormat,
+    colour_matrix,
+    colour_range,
+    eight_bits,
+    to_video_frame,
+)
+from .timing import at_rate, average_rate, is_constant
 
 logger = logging.getLogger(__name__)
 
-# Numbers of ISO/IEC 23091-2 as FFmpeg keeps them; names for all of them came to PyAV only after 14.2.
-_BT709 = 1
-_LIMITED_RANGE = 1
-_FULL_RANGE = 2
-
-# swscale's BILINEAR | FULL_CHR_H_INT | ACCURATE_RND: without the last two a flat colour is off by 3 of 255.
-_EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
-
 
 class VideoWriter:
-    """Writes an H.264 mp4 frame by frame; memory use does not depend on the length.
+    """Writes a video frame by frame, an H.264 mp4 by default; memory use does not depend on the length.
 
     Use it as a context manager. The file grows under a temporary name beside `path` and takes its place,
     replacing an older file, when the block ends. If the block ends with an exception, the frames written so
     far are finished into a playable file at `path` just the same, and the exception goes on.
 
-    `width` and `height` in pixels are even numbers; `frame_rate` is in frames per second; `crf` is x264's
-    quality from 0 (lossless, which browsers cannot play) to 51 (worst). `metadata` are strings stored
-    in the container under any key; ComfyUI reads JSON under "prompt" and "workflow".
+    `width` and `height` in pixels are even numbers where colour has fewer samples; `frame_rate` is in frames
+    per second; `crf` is the quality, for x264 from 0 (lossless, which browsers cannot play) to 51 (worst).
+    `metadata` are strings stored in the container under any key; ComfyUI reads JSON under "prompt" and
+    "workflow". `format` and `pixel_format` are those of `helios_core.formats`, "auto" the format's own.
+    `sound` is stored beside the pictures, as long as they are.
 
-    Raises ValueError for a size, rate, crf or file name that cannot be written and when the block ends
-    without a frame, TypeError for metadata that is not text, FileNotFoundError when the folder is missing,
-    and RuntimeError when FFmpeg was built without x264.
+    Raises ValueError for a size, rate, crf, pixel format or file name that cannot be written and when the
+    block ends without a frame, TypeError for metadata that is not text, FileNotFoundError when the folder is
+    missing, and RuntimeError when FFmpeg was built without the encoder.
     """
 
     def __init__(
@@ -61,6 +68,9 @@ class VideoWriter:
         frame_rate: float | Fraction = FRAME_RATE,
         crf: float = 18,
         metadata: Mapping[str, str] | None = None,
+        format: VideoFormat = MP4_H264,
+        pixel_format: str = "auto",
+        sound: Sound | None = None,
     ) -> None:
         self.path = Path(path)
         self.width = width
@@ -68,52 +78,46 @@ class VideoWriter:
         self.frame_rate = exact_rate(frame_rate)
         self.crf = crf
         self.metadata = dict(metadata or {})
+        self.format = format
+        self.pixel_format = format.choose_pixel_format(pixel_format, width, height)
+        self.sound = sound
         self.num_frames = 0
         self._container: av.container.OutputContainer | None = None
         self._check()
 
     def _check(self) -> None:
-        for name, value in (("width", self.width), ("height", self.height)):
-            if value < 2 or value % 2:
-                raise ValueError(
-                    f"{name} {value} cannot be written: the video's colour has one sample for 2x2 pixels, "
-                    f"so sizes are even numbers; nearest: {max(2, value - 1)} or {max(2, value + 1)}"
-                )
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf {self.crf} is out of range; allowed: 0 (lossless) to 51, for example 18")
+        self.format.check_crf(self.crf)
         for key, value in self.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(
-                    f"metadata {key!r} is {type(value).__name__}; keys and values are text: use json.dumps"
-                )
-        if self.path.suffix.lower() != ".mp4":
-            raise ValueError(f"cannot write {self.path.name}: the file name must end in .mp4")
+                raise TypeError(f"metadata {key!r} is {type(value).__name__}; keys and values are text: use json.dumps")
+        if self.path.suffix.lower() != self.format.suffix:
+            raise ValueError(f"cannot write {self.path.name}: the file name must end in {self.format.suffix}")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {self.path}: the folder does not exist; create it first")
-        if "libx264" not in av.codecs_available:
-            raise RuntimeError("PyAV has no libx264 encoder; install the official wheel: pip install av")
 
     @property
     def temporary_path(self) -> Path:
         """Where the file grows until it is finished."""
-        return self.path.with_name(f"{self.path.stem}.partial.mp4")
+        return self.path.with_name(f"{self.path.stem}.partial{self.format.suffix}")
 
     def __enter__(self) -> VideoWriter:
-        # faststart moves the index to the front, where browsers can start and ComfyUI finds the workflow.
-        options = {"movflags": "faststart+use_metadata_tags"}
-        self._container = av.open(str(self.temporary_path), "w", format="mp4", options=options)
-        self._container.metadata.update(self.metadata)
-        # x264's bytes depend on the number of threads; with a fixed one all machines write the same file.
-        self._stream = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "threads": "4"}
+        self._container = av.open(
+            str(self.temporary_path), "w", format=self.format.container, options=dict(self.format.container_options)
         )
+        self._container.metadata.update(self.metadata)
+        options = dict(self.format.encoder_options)
+        if self.format.max_crf is not None:
+            options["crf"] = str(self.crf)
+        self._stream = self._container.add_stream(self.format.encoder, rate=self.frame_rate, options=options)
         self._stream.width = self.width
         self._stream.height = self.height
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = self.pixel_format
         context = self._stream.codec_context
         context.time_base = 1 / self.frame_rate
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = _LIMITED_RANGE
+        context.color_primaries = context.color_trc = BT709
+        context.colorspace = colour_matrix(self.pixel_format)
+        context.color_range = colour_range(self.pixel_format)
+        self._track = self.sound and SoundTrack(self._container, self.sound, self.format.audio_codec)
         self.num_frames = 0
         return self
 
@@ -128,28 +132,21 @@ class VideoWriter:
         if not frames.is_floating_point():
             raise TypeError(f"frames are {frames.dtype}; expected floats in [0, 1]: divide 8-bit ones by 255")
         if frames.ndim != 4 or frames.shape[1:] != (self.height, self.width, 3):
-            raise ValueError(
-                f"frames have shape {tuple(frames.shape)}; expected (T, {self.height}, {self.width}, 3)"
-            )
+            raise ValueError(f"frames have shape {tuple(frames.shape)}; expected (T, {self.height}, {self.width}, 3)")
         for frame in frames:
             if frame.isnan().any():
                 raise ValueError(
                     f"frame {self.num_frames} contains NaN: model or VAE overflowed; run the VAE in float32"
                 )
-            self._encode(_eight_bits(frame).cpu().numpy())
+            self._encode(to_video_frame(frame, self.pixel_format))
 
-    def _encode(self, rgb: np.ndarray) -> None:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
-            format="yuv420p",
-            src_color_range=_FULL_RANGE,
-            dst_colorspace=_BT709,
-            dst_color_range=_LIMITED_RANGE,
-            interpolation=_EXACT_CONVERSION,
-        )
+    def _encode(self, frame: av.VideoFrame) -> None:
         frame.pts = self.num_frames
         frame.time_base = 1 / self.frame_rate
         self._container.mux(self._stream.encode(frame))
         self.num_frames += 1
+        if self._track is not None:
+            self._track.advance(self.num_frames / self.frame_rate)
 
     def __exit__(
         self,
@@ -171,6 +168,8 @@ class VideoWriter:
         try:
             if self.num_frames:
                 container.mux(self._stream.encode(None))
+                if self._track is not None:
+                    self._track.finish()
         finally:
             container.close()
             if not self.num_frames:
@@ -191,11 +190,6 @@ def exact_rate(frame_rate: float | Fraction) -> Fraction:
     return rate
 
 
-def _eight_bits(frame: torch.Tensor) -> torch.Tensor:
-    """[0, 1] floats to the nearest of 0..255, halves upwards."""
-    return (frame.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-
-
 @dataclass(frozen=True)
 class Clip:
     """A video read from a file.
@@ -210,50 +204,91 @@ class Clip:
     frame_rate: Fraction
 
 
-def read_video(path: str | os.PathLike[str], *, last_frames: int | None = None) -> Clip:
+def read_video(file: MediaFile, *, last_frames: int | None = None, frame_rate: float | Fraction | None = None) -> Clip:
     """Read a video as it is meant to be seen: turned as its rotation says, colours by its own tags.
 
-    With `last_frames` only that many frames, and the first, are ever held in memory; a shorter video gives
-    all it has. Raises FileNotFoundError when there is no such file and ValueError when it is not a video, has
-    no frames, is damaged, or changes its size midway.
+    `file` is a path or a binary stream. With `last_frames` only that many frames, and the first, are ever held in
+    memory; a shorter video gives all it has. Frames come as they are stored; with another `frame_rate`, and in a
+    video of variable rate at its average one, they are repeated or left out so that each is the nearest in time.
+
+    Raises FileNotFoundError when there is no such file and ValueError when it is not a video, has no frames, is
+    damaged, or changes its size midway.
     """
-    path = Path(path)
     if last_frames is not None and last_frames < 1:
         raise ValueError(f"last_frames is {last_frames}; allowed: at least 1, or None for the whole video")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no video file {path}")
+    name = file_name(file)
     first, num_frames = None, 0
     # Decoded frames wait in the file's own layout, half the bytes of RGB, and only those kept are converted.
     kept: deque[av.VideoFrame] = deque(maxlen=last_frames)
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path.name} is not a video: it has no picture stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frame_rate = stream.average_rate or stream.base_rate
-            for frame in container.decode(stream):
+        with open_media(file) as container:
+            timing = _read_timing(container, name)
+        rate = timing.rate if frame_rate is None else exact_rate(frame_rate)
+        with open_media(file) as container:
+            frames = _decode(container, name)
+            if not timing.constant or rate != timing.rate:
+                frames = at_rate(timing.of(frames), rate, timing.end)
+            for frame in frames:
                 first = first or frame
-                if (frame.width, frame.height) != (first.width, first.height):
-                    raise ValueError(
-                        f"{path.name} changes its size from {first.width}x{first.height} to {frame.width}x"
-                        f"{frame.height} at frame {num_frames}; convert it to one size first"
-                    )
                 kept.append(frame)
                 num_frames += 1
     except av.error.FFmpegError as fault:
         what = f"is damaged after frame {num_frames - 1}" if num_frames else "cannot be read as a video"
-        raise ValueError(f"{path.name} {what} ({fault.strerror}); try converting it to mp4 first") from fault
+        raise ValueError(f"{name} {what} ({fault.strerror}); try converting it to mp4 first") from fault
     if first is None:
-        raise ValueError(f"{path.name} has no frames")
-    if not frame_rate:
-        logger.warning("%s does not tell its frame rate; taking %d", path.name, FRAME_RATE)
-    return Clip(
-        first_frame=_upright_rgb(first),
-        frames=_convert_all(kept),
-        num_frames=num_frames,
-        frame_rate=Fraction(frame_rate or FRAME_RATE),
-    )
+        raise ValueError(f"{name} has no frames")
+    return Clip(first_frame=_upright_rgb(first), frames=_convert_all(kept), num_frames=num_frames, frame_rate=rate)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """When a file's frames are shown, `rate` per second, in constant steps or on average; `end` in seconds.
+
+    Without `timestamps` in the file each frame is as long as the other.
+    """
+
+    rate: Fraction
+    constant: bool
+    timestamps: bool
+    end: Fraction
+
+    def of(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        for number, frame in enumerate(frames):
+            yield (frame.pts * frame.time_base if self.timestamps else number / self.rate), frame
+
+
+def _read_timing(container: av.container.InputContainer, name: str) -> _Timing:
+    """Read the timestamps alone: nothing is decoded."""
+    if not container.streams.video:
+        raise ValueError(f"{name} is not a video: it has no picture stream")
+    stream = container.streams.video[0]
+    rate = stream.average_rate or stream.base_rate
+    if not rate:
+        logger.warning("%s does not tell its frame rate; taking %d", name, FRAME_RATE)
+    rate = Fraction(rate or FRAME_RATE)
+    ticks = [packet.pts for packet in container.demux(stream) if packet.size]
+    if None in ticks or len(set(ticks)) < max(2, len(ticks)):
+        return _Timing(rate, constant=True, timestamps=False, end=len(ticks) / rate)
+    times = [tick * stream.time_base for tick in sorted(ticks)]
+    if is_constant(times):
+        return _Timing(rate, constant=True, timestamps=True, end=times[-1] + 1 / rate)
+    rate = average_rate(times)
+    logger.info("%s has a variable frame rate; its frames are evened out to %.3f per second", name, rate)
+    return _Timing(rate, constant=False, timestamps=True, end=times[-1] + 1 / rate)
+
+
+def _decode(container: av.container.InputContainer, name: str) -> Iterator[av.VideoFrame]:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    first = None
+    for number, frame in enumerate(container.decode(stream)):
+        first = first or frame
+        if (frame.width, frame.height) != (first.width, first.height):
+            raise ValueError(
+                f"{name} changes its size from {first.width}x{first.height} to {frame.width}x{frame.height} at "
+                f"frame {number}; convert it to one size first"
+            )
+        yield frame
 
 
 def _convert_all(waiting: deque[av.VideoFrame]) -> torch.Tensor:
@@ -271,9 +306,9 @@ def _upright_rgb(frame: av.VideoFrame) -> torch.Tensor:
         format="rgb24",
         src_colorspace=frame.colorspace,
         src_color_range=frame.color_range,
-        dst_colorspace=_BT709,
-        dst_color_range=_FULL_RANGE,
-        interpolation=_EXACT_CONVERSION,
+        dst_colorspace=BT709,
+        dst_color_range=FULL_RANGE,
+        interpolation=EXACT_CONVERSION,
     )
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
@@ -376,7 +411,7 @@ def contact_sheet(
     columns = min(columns, num_tiles)
     chosen = frames[torch.linspace(0, len(frames) - 1, num_tiles).round().long()].cpu()
     if chosen.is_floating_point():
-        chosen = _eight_bits(chosen)
+        chosen = eight_bits(chosen)
     height, width = chosen.shape[1:3]
     tile_width = tile_width or width
     tile_height = max(1, round(height * tile_width / width))

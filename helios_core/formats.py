@@ -1,0 +1,208 @@
+"""The formats that videos are written in, by name, and frames turned into what their encoders take.
+
+A container, an encoder, its pixel formats, what its quality number means, and how sound is stored in it. Pixel formats
+have FFmpeg's names: yuv420p has one colour sample for 2x2 pixels, yuv422p for 2x1 and yuv444p for each, gbrp and bgr0
+are RGB; 10le and 16le are 10 and 16 bits a sample, the others have 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import av
+import numpy as np
+import torch
+
+# Numbers of ISO/IEC 23091-2 as FFmpeg keeps them; names for all of them came to PyAV only after 14.2.
+BT709 = 1
+RGB_MATRIX = 0
+LIMITED_RANGE = 1
+FULL_RANGE = 2
+
+# swscale's BILINEAR | FULL_CHR_H_INT | ACCURATE_RND: without the last two a flat colour is off by 3 of 255.
+EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """How a video is stored.
+
+    `container` and `encoder` are FFmpeg's names; the first of `pixel_formats` is taken for "auto". Quality is `crf`
+    from 0 (best) to `max_crf`, None where an encoder has no such number. In `browser_pixel_formats` browsers play it.
+    `opens_workflow` is whether ComfyUI's frontend looks for a graph in such a file.
+    """
+
+    name: str
+    container: str
+    suffix: str
+    encoder: str
+    pixel_formats: tuple[str, ...]
+    audio_codec: str
+    max_crf: int | None = None
+    browser_pixel_formats: tuple[str, ...] = ()
+    opens_workflow: bool = True
+    encoder_options: Mapping[str, str] = field(default_factory=dict)
+    container_options: Mapping[str, str] = field(default_factory=dict)
+
+    def choose_pixel_format(self, name: str, width: int, height: int) -> str:
+        """`name`, or for "auto" the format's own, once it is known that this size can be written in it.
+
+        Raises ValueError for a pixel format that the format does not have or whose colour samples do not divide the
+        size, and RuntimeError when FFmpeg was built without the encoder or without this pixel format in it.
+        """
+        name = self.pixel_formats[0] if name == "auto" else name
+        if name not in self.pixel_formats:
+            raise ValueError(f"{self.name} has no pix_fmt {name!r}; allowed: auto, {', '.join(self.pixel_formats)}")
+        _check_size(name, width, height)
+        if self.encoder not in av.codecs_available:
+            raise RuntimeError(f"PyAV has no {self.encoder} encoder; install the official wheel: pip install av")
+        built_in = [known.name for known in av.Codec(self.encoder, "w").video_formats or ()]
+        if name not in built_in:
+            possible = ", ".join(known for known in self.pixel_formats if known in built_in)
+            raise RuntimeError(
+                f"the {self.encoder} encoder of this PyAV was built without {name}; it has {possible}. For 10 bits "
+                f"in a webm take the format {WEBM_AV1.name}"
+            )
+        return name
+
+    def check_crf(self, crf: float) -> None:
+        """Raise ValueError unless `crf` is in the encoder's range. Where quality has no number anything goes."""
+        if self.max_crf is not None and not 0 <= crf <= self.max_crf:
+            raise ValueError(
+                f"crf {crf} is out of range; allowed: 0 (best) to {self.max_crf} in {self.name}, for example 18"
+            )
+
+
+_MP4_OPTIONS = {"movflags": "faststart+use_metadata_tags"}
+
+MP4_H264 = VideoFormat(
+    name="mp4 (h264)",
+    container="mp4",
+    suffix=".mp4",
+    encoder="libx264",
+    pixel_formats=("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
+    audio_codec="aac",
+    max_crf=51,
+    browser_pixel_formats=("yuv420p",),
+    # x264's bytes depend on the number of threads; with a fixed one all machines write the same file.
+    encoder_options={"threads": "4"},
+    # faststart moves the index to the front, where browsers can start and ComfyUI finds the workflow.
+    container_options=_MP4_OPTIONS,
+)
+WEBM_VP9 = VideoFormat(
+    name="webm (vp9)",
+    container="webm",
+    suffix=".webm",
+    encoder="libvpx-vp9",
+    pixel_formats=("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
+    audio_codec="libopus",
+    max_crf=63,
+    browser_pixel_formats=("yuv420p", "yuv420p10le"),
+    # A bit rate of 0 makes crf a quality rather than a lower limit; cpu-used 4 is ten times as fast as the default.
+    encoder_options={"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "threads": "4"},
+)
+WEBM_AV1 = VideoFormat(
+    name="webm (av1)",
+    container="webm",
+    suffix=".webm",
+    encoder="libsvtav1",
+    pixel_formats=("yuv420p10le", "yuv420p"),
+    audio_codec="libopus",
+    max_crf=63,
+    browser_pixel_formats=("yuv420p", "yuv420p10le"),
+    encoder_options={"b": "0", "preset": "8"},
+)
+MOV_PRORES = VideoFormat(
+    name="mov (ProRes 422 HQ)",
+    container="mov",
+    suffix=".mov",
+    encoder="prores_ks",
+    pixel_formats=("yuv422p10le",),
+    audio_codec="pcm_s24le",
+    # Some editors refuse files that do not name Apple's encoder.
+    encoder_options={"profile": "hq", "vendor": "apl0", "threads": "4"},
+    container_options=_MP4_OPTIONS,
+)
+MKV_FFV1 = VideoFormat(
+    name="mkv (ffv1)",
+    container="matroska",
+    suffix=".mkv",
+    encoder="ffv1",
+    pixel_formats=("bgr0", "gbrp10le", "gbrp16le", "yuv444p10le", "yuv422p10le", "yuv420p"),
+    audio_codec="pcm_s24le",
+    opens_workflow=False,
+    encoder_options={"level": "3", "slicecrc": "1", "g": "1", "threads": "4"},
+)
+
+FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1)}
+PIXEL_FORMATS = tuple(dict.fromkeys(name for known in FORMATS.values() for name in known.pixel_formats))
+
+
+def find_format(name: str) -> VideoFormat:
+    """The format of that name. Raises ValueError with the names that exist."""
+    if name not in FORMATS:
+        raise ValueError(f"there is no format {name!r}; allowed: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def colour_matrix(pixel_format: str) -> int:
+    """The number of the matrix between RGB and what is stored, for the file's tags."""
+    return RGB_MATRIX if _is_rgb(pixel_format) else BT709
+
+
+def colour_range(pixel_format: str) -> int:
+    """The number of the range of what is stored, for the file's tags: RGB is full, YUV limited."""
+    return FULL_RANGE if _is_rgb(pixel_format) else LIMITED_RANGE
+
+
+def to_video_frame(frame: torch.Tensor, pixel_format: str) -> av.VideoFrame:
+    """A frame (H, W, 3), floats clamped to [0, 1], on any device, as `pixel_format` stores it.
+
+    More than 8 bits are taken from the floats, never from 8 bits.
+    """
+    bits = av.VideoFormat(pixel_format, 2, 2).components[0].bits
+    if _is_rgb(pixel_format) and bits > 8:
+        return av.VideoFrame.from_ndarray(_levels(frame, bits), format=pixel_format)
+    rgb = (
+        av.VideoFrame.from_ndarray(eight_bits(frame).cpu().contiguous().numpy(), format="rgb24")
+        if bits == 8
+        else av.VideoFrame.from_ndarray(_levels(frame, 16), format="rgb48le")
+    )
+    if _is_rgb(pixel_format):
+        return rgb.reformat(format=pixel_format)
+    return rgb.reformat(
+        format=pixel_format,
+        src_color_range=FULL_RANGE,
+        dst_colorspace=BT709,
+        dst_color_range=LIMITED_RANGE,
+        interpolation=EXACT_CONVERSION,
+    )
+
+
+def eight_bits(frames: torch.Tensor) -> torch.Tensor:
+    """[0, 1] floats to the nearest of 0..255, halves upwards, uint8."""
+    return (frames.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def _levels(frame: torch.Tensor, bits: int) -> np.ndarray:
+    """[0, 1] floats to the nearest of the levels of 9 to 16 bits, uint16."""
+    levels = frame.float().clamp(0, 1) * (2**bits - 1) + 0.5
+    return np.ascontiguousarray(levels.to(torch.int32).cpu().numpy().astype(np.uint16))
+
+
+def _is_rgb(pixel_format: str) -> bool:
+    return av.VideoFormat(pixel_format, 2, 2).is_rgb
+
+
+def _check_size(pixel_format: str, width: int, height: int) -> None:
+    layout = av.VideoFormat(pixel_format, 2, 2)
+    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    for name, value, step in (("width", width, across), ("height", height, down)):
+        if value < 1:
+            raise ValueError(f"{name} {value} cannot be written; allowed: at least {step}")
+        if value % step:
+            raise ValueError(
+                f"{name} {value} cannot be written: the video's colour has one sample for {across}x{down} pixels, "
+                f"so sizes are even numbers; nearest: {max(2, value - 1)} or {value + 1}"
+            )
