@@ -31,7 +31,7 @@ from .noise import NoiseSource, restore_stream, stream_state
 from .run_folder import Past, RunFolder, StoredChunk, make_key
 from .sampler import Hooks, check_job, sample_chunk
 from .segments import Encoding, GrowingVideo, join_segments, video_bytes, write_segment
-from .storage import ModelIdentity, check_memory
+from .storage import ModelIdentity, check_memory, remove_unfinished
 from .transformer import HeliosTransformer, PromptContext
 from .video import read_video
 
@@ -177,6 +177,7 @@ def make_video(
         folder.note("take", keys=run.keys, **run.facts())
         yield from run.chunks(decode_in_background)
         segments = [folder.segment_path(key) for key in run.segment_keys]
+        remove_unfinished(path.parent, path.stem)
         join_segments(segments, path, metadata)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
         folder.preview_path.unlink(missing_ok=True)
@@ -249,7 +250,7 @@ class _Run:
         """Raise OSError, with the numbers, when what is missing will not fit."""
         missing = sum(not self.folder.chunk_path(key).is_file() for key in self.keys)
         use = estimate_disk_use(self.video.memory, self.video.num_chunks, num_missing=missing)
-        logger.info("%s will take about %.0f MB more on disk", self.folder.path, (use.run_folder + use.video) / 1e6)
+        logger.info("%s will take about %.1f MB more on disk", self.folder.path, (use.run_folder + use.video) / 1e6)
         needs = [(self.folder.path, use.run_folder), (path.parent, use.video)]
         if os.stat(needs[0][0]).st_dev == os.stat(needs[1][0]).st_dev:
             needs = [(self.folder.path, use.run_folder + use.video)]
@@ -258,7 +259,7 @@ class _Run:
             if free < needed:
                 raise OSError(
                     errno.ENOSPC,
-                    f"{self.video.num_chunks} chunks need about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are "
+                    f"{self.video.num_chunks} chunks need about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
                     "free; free some space, remove old runs (python -m helios_core runs), or make fewer chunks",
                     str(place),
                 )

@@ -301,7 +301,7 @@ def _summary(path: Path) -> RunSummary:
     return RunSummary(
         name=path.name,
         num_takes=len(folder.takes()),
-        num_chunks=len(list((path / "chunks").glob("*.safetensors"))),
+        num_chunks=len(list((path / "chunks").glob("[0-9]*.safetensors"))),
         num_bytes=sum(file.st_size for file in files),
         last_used=max(file.st_mtime for file in files),
     )

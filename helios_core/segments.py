@@ -21,6 +21,9 @@ from .fingerprint import fingerprint
 from .storage import written_atomically
 from .video import VideoWriter, exact_rate
 
+# How many frames x264, as it is set up here, decodes before it shows the first.
+_REORDER_DEPTH = 2
+
 _SEAL_BYTES = 16
 _SEAL_HEADER = (8 + _SEAL_BYTES).to_bytes(4, "big") + b"free"  # a box of mp4 that players skip
 
@@ -81,28 +84,32 @@ def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, s
         _copy_packets(segments, target)
 
 
-def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer, first_frame: int = 0) -> None:
-    """Append the packets of the segments to `target`, the first picture shown as number `first_frame`."""
-    stream, codec_setup, start = None, None, first_frame
+def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer) -> None:
+    """Append the packets of the segments to `target`, frame after frame at an even pace."""
+    stream, codec_setup, num_before = None, None, 0
     for segment in segments:
         with av.open(str(segment)) as source:
             picture = source.streams.video[0]
-            frame_duration = 1 / picture.average_rate / picture.time_base  # in ticks
+            ticks = _frame_ticks(picture)
             if stream is None:
                 stream = target.add_stream_from_template(picture)
-                # The muxer's choice of ticks would otherwise depend on the template's.
                 stream.time_base = picture.time_base
                 codec_setup = picture.codec_context.extradata
             if picture.codec_context.extradata != codec_setup:
                 raise ValueError(f"{segment.name} was encoded with other settings than {segments[0].name}")
-            for packet in source.demux(picture):
-                if packet.dts is None:  # the end of the file
-                    continue
-                packet.pts += int(start * frame_duration)
-                packet.dts += int(start * frame_duration)
+            packets = [packet for packet in source.demux(picture) if packet.size]
+            for number, packet in enumerate(packets, start=num_before):
+                packet.pts += num_before * ticks
+                # A short segment's own decoding times start later than a long one's; an even row suits both.
+                packet.dts = (number - _REORDER_DEPTH) * ticks
                 packet.stream = stream
                 target.mux(packet)
-            start += picture.frames
+            num_before += len(packets)
+
+
+def _frame_ticks(picture: av.VideoStream) -> int:
+    """The time that a frame is shown, in units of the stream's time base."""
+    return int(1 / picture.average_rate / picture.time_base)
 
 
 class GrowingVideo:
@@ -118,16 +125,23 @@ class GrowingVideo:
         self.path.unlink(missing_ok=True)
 
     def append(self, segment: Path) -> None:
-        """Add a segment to the end. Raises OSError when it cannot be written."""
-        head, fragment, num_frames, frame_ticks = _as_fragment(segment)
-        _move_fragment(fragment, 1 + self.num_frames, self.num_frames * frame_ticks)
+        """Add a segment to the end. Raises OSError when it cannot be written; the video then stays as it was."""
+        head, fragment, num_frames, ticks = _as_fragment(segment)
+        _move_fragment(fragment, 1 + self.num_frames, self.num_frames * ticks)
         with self.path.open("ab") as stream:
-            stream.write(fragment if self.num_frames else head + fragment)
+            size = stream.tell()
+            try:
+                stream.write(fragment if self.num_frames else head + fragment)
+                stream.flush()
+            except OSError:
+                # A torn fragment in the middle would end the video there for good.
+                stream.truncate(size)
+                raise
         self.num_frames += num_frames
 
 
 def _as_fragment(segment: Path) -> tuple[bytes, bytearray, int, int]:
-    """A segment as a fragmented mp4: its head, its fragment at time 0, its number of frames and their ticks."""
+    """A segment as a fragmented mp4: its head, its fragment at time 0, its number of frames and a frame's ticks."""
     memory = BytesIO()
     options = {"movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer"}
     with av.open(memory, "w", format="mp4", options=options) as target:
@@ -136,8 +150,7 @@ def _as_fragment(segment: Path) -> tuple[bytes, bytearray, int, int]:
     split = next(start for kind, start, _ in _boxes(content, 0, len(content)) if kind == b"moof")
     with av.open(str(segment)) as source:
         picture = source.streams.video[0]
-        frame_ticks = int(1 / picture.average_rate / picture.time_base)
-        return content[:split], bytearray(content[split:]), picture.frames, frame_ticks
+        return content[:split], bytearray(content[split:]), picture.frames, _frame_ticks(picture)
 
 
 def _move_fragment(fragment: bytearray, sequence_number: int, start: int) -> None:

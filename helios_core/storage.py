@@ -6,6 +6,7 @@ its metadata that tells the rest. Nothing but tensors and JSON is ever read, so 
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -66,9 +67,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`. Nobody else may be writing there."""
-    for leftover in folder.glob(f".*{_TEMPORARY}*"):
+def remove_unfinished(folder: Path, stem: str = "*") -> None:
+    """Remove what killed processes left half-written in `folder`, for files of that stem or all. Nobody else may be
+    writing them."""
+    name = stem if stem == "*" else glob.escape(stem)
+    for leftover in folder.glob(f".{name}.*{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 
 
@@ -182,10 +185,15 @@ def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
             "the memory cannot be used with this model"
         )
     try:
+        chunk_index = facts["chunk_index"]
+        if type(chunk_index) is not int or chunk_index < 0:
+            raise ValueError(f"chunk_index is {chunk_index!r}")
+        if any(tensors[name].dtype != torch.float32 for name in ("frames", *(tensors.keys() & {"anchor"}))):
+            raise ValueError("latents are not float32")
         return HeliosMemory(
             tensors["frames"],
             anchor=tensors.get("anchor"),
-            chunk_index=facts["chunk_index"],
+            chunk_index=chunk_index,
             config=MemoryConfig(**facts["memory_config"]),
             provenance=Provenance(**facts["provenance"]),
         )
