@@ -20,9 +20,6 @@ RGB_MATRIX = 0
 LIMITED_RANGE = 1
 FULL_RANGE = 2
 
-# swscale's BILINEAR | FULL_CHR_H_INT | ACCURATE_RND: without the last two a flat colour is off by 3 of 255.
-EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
-
 
 @dataclass(frozen=True)
 class VideoFormat:
@@ -159,25 +156,45 @@ def colour_range(pixel_format: str) -> int:
 def to_video_frame(frame: torch.Tensor, pixel_format: str) -> av.VideoFrame:
     """A frame (H, W, 3), floats clamped to [0, 1], on any device, as `pixel_format` stores it.
 
-    More than 8 bits are taken from the floats, never from 8 bits.
+    Formats of 8 bits get the nearest 8-bit RGB; more bits are taken from the floats, never from 8 bits.
     """
-    bits = av.VideoFormat(pixel_format, 2, 2).components[0].bits
-    if _is_rgb(pixel_format) and bits > 8:
-        return av.VideoFrame.from_ndarray(_levels(frame, bits), format=pixel_format)
-    rgb = (
-        av.VideoFrame.from_ndarray(eight_bits(frame).cpu().contiguous().numpy(), format="rgb24")
-        if bits == 8
-        else av.VideoFrame.from_ndarray(_levels(frame, 16), format="rgb48le")
-    )
-    if _is_rgb(pixel_format):
+    layout = av.VideoFormat(pixel_format, 2, 2)
+    bits = layout.components[0].bits
+    if layout.is_rgb and bits == 8:
+        rgb = av.VideoFrame.from_ndarray(eight_bits(frame).cpu().contiguous().numpy(), format="rgb24")
         return rgb.reformat(format=pixel_format)
-    return rgb.reformat(
-        format=pixel_format,
-        src_color_range=FULL_RANGE,
-        dst_colorspace=BT709,
-        dst_color_range=LIMITED_RANGE,
-        interpolation=EXACT_CONVERSION,
-    )
+    if layout.is_rgb:
+        return av.VideoFrame.from_ndarray(_levels(frame.float().clamp(0, 1) * (2**bits - 1)), format=pixel_format)
+    rgb = eight_bits(frame).float() / 255 if bits == 8 else frame.float().clamp(0, 1)
+    stored = av.VideoFrame(rgb.shape[1], rgb.shape[0], pixel_format)
+    stored.colorspace, stored.color_range = BT709, LIMITED_RANGE  # ProRes takes its tags from the frames
+    if hasattr(stored, "color_primaries"):  # older PyAV has none
+        stored.color_primaries = stored.color_trc = BT709
+    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    for plane, samples in zip(stored.planes, _bt709(rgb, across, down), strict=True):
+        lines = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)
+        lines[:, : plane.width] = _levels(samples * 2 ** (bits - 8))  # the rest of a line is padding
+    return stored
+
+
+def _bt709(rgb: torch.Tensor, across: int, down: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """RGB (H, W, 3) in [0, 1] to luma (H, W) and blue and red difference (H / down, W / across), in 8-bit units.
+
+    ITU-R BT.709-6, items 3.2 to 3.4, limited range. Done here because FFmpeg's converter, as PyAV calls it, puts colour
+    samples between two pixels where decoders look for them on the left one: half a pixel of shift with every copy.
+    """
+    red, green, blue = rgb.movedim(-1, 0).contiguous()
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    differences = [(blue - luma) / 1.8556, (red - luma) / 1.5748]
+    return 16 + 219 * luma, *(128 + 224 * _subsample(difference, across, down) for difference in differences)
+
+
+def _subsample(plane: torch.Tensor, across: int, down: int) -> torch.Tensor:
+    """One sample for `across` x `down` pixels: on the left one of two pixels, half way between two lines."""
+    if across == 2:
+        left = torch.cat((plane[:, :1], plane[:, 1:-1:2]), dim=1)
+        plane = (left + 2 * plane[:, ::2] + plane[:, 1::2]) / 4
+    return (plane[::2] + plane[1::2]) / 2 if down == 2 else plane
 
 
 def eight_bits(frames: torch.Tensor) -> torch.Tensor:
@@ -185,10 +202,9 @@ def eight_bits(frames: torch.Tensor) -> torch.Tensor:
     return (frames.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
-def _levels(frame: torch.Tensor, bits: int) -> np.ndarray:
-    """[0, 1] floats to the nearest of the levels of 9 to 16 bits, uint16."""
-    levels = frame.float().clamp(0, 1) * (2**bits - 1) + 0.5
-    return np.ascontiguousarray(levels.to(torch.int32).cpu().numpy().astype(np.uint16))
+def _levels(samples: torch.Tensor) -> np.ndarray:
+    """Samples to the nearest whole number, halves upwards, uint16."""
+    return (samples + 0.5).to(torch.int32).cpu().contiguous().numpy().astype(np.uint16)
 
 
 def _is_rgb(pixel_format: str) -> bool:

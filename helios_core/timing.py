@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import TypeVar
 
 Frame = TypeVar("Frame")
@@ -14,7 +15,7 @@ _LARGEST_RATIO = 1.5
 
 def is_constant(times: Sequence[Fraction]) -> bool:
     """Whether frames shown at these times, in seconds, ascending, come at even intervals (to half an interval)."""
-    intervals = [after - before for before, after in zip(times, times[1:], strict=False)]
+    intervals = [after - before for before, after in pairwise(times)]
     return not intervals or max(intervals) < _LARGEST_RATIO * min(intervals)
 
 

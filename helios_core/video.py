@@ -27,7 +27,6 @@ from .audio import MediaFile, Sound, SoundTrack, file_name, open_media
 from .config import FRAME_RATE
 from .formats import (
     BT709,
-    EXACT_CONVERSION,
     FULL_RANGE,
     MP4_H264,
     VideoFormat,
@@ -39,6 +38,9 @@ from .formats import (
 from .timing import at_rate, average_rate, is_constant
 
 logger = logging.getLogger(__name__)
+
+# swscale's BILINEAR | FULL_CHR_H_INT | ACCURATE_RND: without the last two a flat colour is off by 3 of 255.
+_EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
 
 
 class VideoWriter:
@@ -105,7 +107,7 @@ class VideoWriter:
             str(self.temporary_path), "w", format=self.format.container, options=dict(self.format.container_options)
         )
         self._container.metadata.update(self.metadata)
-        options = dict(self.format.encoder_options)
+        options = {**self.format.encoder_options, "chroma_sample_location": "left"}
         if self.format.max_crf is not None:
             options["crf"] = str(self.crf)
         self._stream = self._container.add_stream(self.format.encoder, rate=self.frame_rate, options=options)
@@ -280,6 +282,8 @@ def _read_timing(container: av.container.InputContainer, name: str) -> _Timing:
 def _decode(container: av.container.InputContainer, name: str) -> Iterator[av.VideoFrame]:
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
+    # Where a file does not say it, colour samples are on the left pixels, as in H.264; FFmpeg would take the middle.
+    stream.codec_context.options = {"chroma_sample_location": "left"}
     first = None
     for number, frame in enumerate(container.decode(stream)):
         first = first or frame
@@ -308,7 +312,7 @@ def _upright_rgb(frame: av.VideoFrame) -> torch.Tensor:
         src_color_range=frame.color_range,
         dst_colorspace=BT709,
         dst_color_range=FULL_RANGE,
-        interpolation=EXACT_CONVERSION,
+        interpolation=_EXACT_CONVERSION,
     )
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
