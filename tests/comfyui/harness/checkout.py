@@ -17,11 +17,9 @@ def find_checkout() -> tuple[Path | None, str]:
         if not _is_checkout(checkout):
             return None, f"COMFYUI_PATH={named} holds no ComfyUI (no main.py and nodes.py there)"
     else:
-        # The path as it was given, not resolved: a pack is often linked into custom_nodes.
-        folder = Path(os.path.abspath(__file__)).parents[3].parent
-        checkout = folder.parent
-        if folder.name != "custom_nodes" or not _is_checkout(checkout):
-            return None, "set COMFYUI_PATH to a ComfyUI checkout, or put the pack in its custom_nodes folder"
+        checkout = PACK.parent.parent
+        if PACK.parent.name != "custom_nodes" or not _is_checkout(checkout):
+            return None, "set COMFYUI_PATH to a ComfyUI checkout (or have the pack itself in its custom_nodes folder)"
     missing = [name for name in MARKER_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return None, f"run them with the Python environment of {checkout}: {', '.join(missing)} not installed"
