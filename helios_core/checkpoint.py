@@ -39,7 +39,7 @@ _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *
 _MAX_LAYERS = 1000  # a damaged file must not make us build blocks for hours
 
 # A host's own layer for a weight that stays quantised: (the Linear it takes the place of, weight) -> layer with that
-# weight and any bias, or None to have the weight's numbers read into the Linear.
+# weight and no bias yet, or None to have the weight's numbers read into the Linear.
 KeepQuantised = Callable[[nn.Linear, QuantisedWeight], nn.Module | None]
 
 
@@ -69,6 +69,11 @@ class Checkpoint:
         for entry in self.tensors.values():
             nbytes[entry.dtype] = nbytes.get(entry.dtype, 0) + entry.nbytes
         return max(nbytes, key=nbytes.__getitem__)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are scaled fp8, or the blocks of a GGUF file."""
+        return any(entry.scale is not None or entry.block_format is not None for entry in self.tensors.values())
 
     def read_stored(self, name: str) -> torch.Tensor | QuantisedWeight:
         """One tensor by its canonical name, on the CPU, as stored.
@@ -162,7 +167,7 @@ def load_transformer(
             if keep_quantised is not None and is_block_linear(name, weight.shape):
                 own_layer = keep_quantised(layer, weight)
                 if own_layer is not None:
-                    own_layer.bias = layer.bias
+                    own_layer.to(device).bias = layer.bias
                     _replace_layer(model, layer_name, own_layer)
                     continue
             weight = weight.dequantised()

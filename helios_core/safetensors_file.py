@@ -105,9 +105,10 @@ def unreadable(file: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{file} cannot be read: {cause.strerror}")
     if not start:
         return CheckpointError(f"{file} is empty. Download or copy it again")
+    name = file.suffix.removeprefix(".")
     for magic, what in _OTHER_FORMATS:
-        if start.lstrip().startswith(magic):
-            return CheckpointError(f"{file} is not a safetensors file but {what}")
+        if start.lstrip().startswith(magic) and magic.decode("latin-1").lower() != name:
+            return CheckpointError(f"{file} is not a {name} file but {what}")
     return CheckpointError(
-        f"{file} is cut off, damaged or not a {file.suffix.removeprefix('.')} file ({error}). Download or copy it again"
+        f"{file} is cut off, damaged or not a {name} file at all ({error}). Download or copy it again"
     )

@@ -6,41 +6,40 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..helios_core.config import VARIANTS
-from .model import WEIGHT_DTYPES, load_model
+from .loading import WEIGHT_DTYPES, load_model
 from .wires import CATEGORY
 
 FOLDER = "diffusion_models"
 _INDEX_SUFFIX = ".safetensors.index.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 
-def list_models() -> list[str]:
-    """Single files and sharded folders under models/diffusion_models, as relative names."""
-    folders = sorted(
-        str(index.parent.relative_to(root).as_posix())
-        for root in map(Path, folder_paths.get_folder_paths(FOLDER))
-        if root.is_dir()
-        for index in root.rglob(f"*{_INDEX_SUFFIX}")
-        if index.parent != root
-    )
-    in_folders = tuple(f"{folder}/" for folder in folders)
-    files = [
-        name
-        for name in folder_paths.get_filename_list(FOLDER)
-        if name.endswith(".safetensors") and not name.replace("\\", "/").startswith(in_folders)
-    ]
-    return [*files, *dict.fromkeys(folders)]
+def list_models() -> dict[str, Path]:
+    """Single files, then sharded folders, under models/diffusion_models: relative name -> path. Links are followed."""
+    files, folders = {}, {}
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        names, _ = folder_paths.recursive_search(str(root), excluded_dir_names=[".git"])
+        shard_folders = {Path(name).parent for name in names if name.endswith(_INDEX_SUFFIX)}
+        # An index that lies in the root itself makes no folder: there, any of its shards stands for all.
+        shard_folders.discard(Path())
+        for name in sorted(names):
+            if name.endswith(_WEIGHT_SUFFIXES) and shard_folders.isdisjoint(Path(name).parents):
+                files.setdefault(name, root / name)
+        for folder in sorted(shard_folders):
+            folders.setdefault(folder.as_posix(), root / folder)
+    return files | folders
 
 
 def find_model(name: str) -> Path:
     """Path of a listed model. Raises ValueError, telling what to download and where to put it, for another name."""
-    if name in list_models():
-        for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
-            if (root / name).exists():
-                return root / name
+    # Only what is listed is opened: a name like "../../secrets" leads nowhere.
+    path = list_models().get(name)
+    if path is not None:
+        return path
     raise ValueError(
         f"Helios model {name!r} is not in models/{FOLDER}. Download a Helios transformer (the folder 'transformer' of "
-        f"huggingface.co/BestWishYsh/Helios-Distilled, Helios-Mid or Helios-Base, or a single .safetensors file), put "
-        f"it there, press R to refresh and choose it in the Helios Loader"
+        f"huggingface.co/BestWishYsh/Helios-Distilled, Helios-Mid or Helios-Base, or a single .safetensors or .gguf "
+        f"file), put it there, press R to refresh and choose it in the Helios Loader"
     )
 
 
@@ -51,12 +50,12 @@ class HeliosLoader(io.ComfyNode):
             node_id="HeliosLoader",
             display_name="Helios Loader",
             category=CATEGORY,
-            description="Loads a Helios transformer: a single .safetensors file or a folder of shards, in diffusers' "
-            "or ComfyUI's naming.",
+            description="Loads a Helios transformer: a single .safetensors or .gguf file or a folder of shards, in "
+            "diffusers' or ComfyUI's naming.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=list_models(),
+                    options=list(list_models()),
                     tooltip="Helios weights in models/diffusion_models: a file, or a release's folder 'transformer'.",
                 ),
                 io.Combo.Input(
@@ -70,8 +69,9 @@ class HeliosLoader(io.ComfyNode):
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="How the weights are kept. 'default' lets ComfyUI choose for this card; fp8_e4m3fn halves "
-                    "the memory of bf16 and loses some precision.",
+                    tooltip="How the weights are kept. 'default': as ComfyUI chooses for this card; weights that are "
+                    "stored quantised (GGUF, scaled fp8) stay so. fp8_e4m3fn halves the memory of bf16 and loses some "
+                    "precision; fp8_e4m3fn_fast also multiplies in fp8 where the card can, and loses more.",
                 ),
             ],
             outputs=[io.Model.Output()],

@@ -5,7 +5,6 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_base
@@ -18,21 +17,11 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..helios_core.attention import AttentionFunction
-from ..helios_core.checkpoint import load_transformer, open_checkpoint
-from ..helios_core.config import VARIANTS, SamplingSettings, variant_of
-from ..helios_core.cost import num_parameters
+from ..helios_core.config import SamplingSettings
+from ..helios_core.fingerprint import model_fingerprint
 from ..helios_core.transformer import HeliosTransformer, MemoryTokens, PromptContext
-from .patcher import HeliosPatcher
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_DTYPES = {
-    "default": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-}
 
 
 class HeliosModelConfig(comfy.supported_models_base.BASE):
@@ -64,6 +53,8 @@ class HeliosModel(_NamesOfLoras):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
+        # Taken now, before LoRAs are written into the weights.
+        self.fingerprint = model_fingerprint(transformer)
         self.unfinished_run = None  # a stopped run's chunks; see run.py
 
     def apply_model(self, *args, **kwargs):
@@ -93,57 +84,6 @@ class HeliosModel(_NamesOfLoras):
         # One dtype at all steps, so that a compiled transformer has no reason to be compiled again.
         x = x.to(transformer.dtype)
         return executor.execute(x, t, prompt, transformer_options=transformer_options, memory=memory)
-
-
-def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
-    """Read a Helios checkpoint into a MODEL.
-
-    `variant` "auto" reads it from the files, else from the name, and falls back to Distilled. Raises CheckpointError
-    for a file that is not a complete Helios transformer.
-    """
-    checkpoint = open_checkpoint(path)
-    settings = _settings(checkpoint.settings, variant, path)
-
-    management = comfy.model_management
-    supported = list(HeliosModelConfig.supported_inference_dtypes)
-    size = num_parameters(checkpoint.config)
-    storage = WEIGHT_DTYPES[weight_dtype] or management.unet_dtype(
-        model_params=size, supported_dtypes=supported, weight_dtype=checkpoint.stored_dtype
-    )
-    load_device = management.get_torch_device()
-    manual_cast = management.unet_manual_cast(storage, load_device, supported)
-    compute = manual_cast or storage
-    transformer = load_transformer(
-        checkpoint,
-        dtype=compute,
-        weight_dtype=storage,
-        device=management.unet_offload_device(),
-        operations=comfy.ops.disable_weight_init if storage == compute else comfy.ops.manual_cast,
-    )
-    logger.info(
-        "Helios %s from %s: %.1f B parameters, %s weights, computing in %s",
-        variant_of(settings), path.name, size / 1e9, storage, compute,
-    )  # fmt: skip
-    model = HeliosModel(transformer, settings, path.name, manual_cast)
-    return HeliosPatcher(model, load_device=load_device, offload_device=management.unet_offload_device())
-
-
-def _settings(from_files: SamplingSettings | None, variant: str, path: Path) -> SamplingSettings:
-    if variant != "auto":
-        # The files know the exact schedule of their own variant.
-        if from_files is not None and variant_of(from_files) == variant:
-            return from_files
-        return VARIANTS[variant]
-    if from_files is not None:
-        return from_files
-    named = next((name for name in VARIANTS if name in path.name.lower()), None)
-    if named is None:
-        named = "distilled"
-        logger.warning(
-            "%s does not say which Helios variant it is; taking it for %s. If that is wrong, choose it in the loader",
-            path.name, named,
-        )  # fmt: skip
-    return VARIANTS[named]
 
 
 def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:

@@ -1,0 +1,77 @@
+"""From a file to a MODEL: which dtype is stored and which computed in, on which of ComfyUI's layers."""
+
+import logging
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+import torch
+
+from ..helios_core.checkpoint import Checkpoint, load_transformer, open_checkpoint
+from ..helios_core.config import variant_of
+from ..helios_core.cost import num_parameters
+from ..helios_core.variant import choose_variant
+from .layers import QuantisedLayers
+from .model import HeliosModel, HeliosModelConfig
+from .patcher import HeliosPatcher
+
+logger = logging.getLogger(__name__)
+
+_FP8 = torch.float8_e4m3fn
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": _FP8,
+    "fp8_e4m3fn_fast": _FP8,
+}
+
+
+def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
+    """Read a Helios checkpoint into a MODEL.
+
+    `variant` is one of VARIANTS, or "auto" for what the files or the name tell; `weight_dtype` one of WEIGHT_DTYPES.
+    With "default" weights that are stored quantised stay so (GGUF, scaled fp8), with the fp8 choices those in fp8.
+
+    Raises CheckpointError for a file that is not a complete Helios transformer, ImportError for GGUF without the `gguf`
+    package, ValueError for an unknown choice.
+    """
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"weight_dtype is {weight_dtype!r}; allowed: {', '.join(WEIGHT_DTYPES)}")
+    checkpoint = open_checkpoint(path)
+    settings = choose_variant(path, checkpoint.settings, None if variant == "auto" else variant)
+
+    management = comfy.model_management
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    supported = list(HeliosModelConfig.supported_inference_dtypes)
+    # A quantised file tells nothing about the dtype of the few weights that are not, nor of the computation.
+    stored_dtype = None if checkpoint.is_quantised else checkpoint.stored_dtype
+    storage = WEIGHT_DTYPES[weight_dtype] or management.unet_dtype(
+        model_params=num_parameters(checkpoint.config), supported_dtypes=supported, weight_dtype=stored_dtype
+    )
+    manual_cast = management.unet_manual_cast(storage, load_device, supported)
+    compute = manual_cast or storage
+    fast = weight_dtype == "fp8_e4m3fn_fast"
+    transformer = load_transformer(
+        checkpoint,
+        dtype=compute,
+        weight_dtype=storage,
+        device=offload_device,
+        operations=comfy.ops.pick_operations(storage, compute, load_device=load_device, fp8_optimizations=fast),
+        keep_quantised=_keep_quantised(checkpoint, weight_dtype, QuantisedLayers(compute, load_device, fast)),
+    )
+    model = HeliosModel(transformer, settings, path.name, manual_cast)
+    patcher = HeliosPatcher(model, load_device=load_device, offload_device=offload_device)
+    logger.info(
+        "Helios %s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
+        variant_of(settings), path.name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
+    )  # fmt: skip
+    return patcher
+
+
+def _keep_quantised(checkpoint: Checkpoint, weight_dtype: str, layers: QuantisedLayers) -> QuantisedLayers | None:
+    """The layers for weights that stay quantised, None if the user has chosen a dtype that they are not in."""
+    if weight_dtype == "default":
+        return layers
+    return layers if WEIGHT_DTYPES[weight_dtype] == _FP8 == checkpoint.stored_dtype else None
