@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..helios_core.blending import EncodedSchedule
 from ..helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from ..helios_core.config import MemoryConfig, check_size
+from ..helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MemoryConfig, check_size
 from ..helios_core.memory import HeliosMemory
 from ..helios_core.noise import SeededNoise
-from ..helios_core.video import resize_frames
+from .video_wire import fit_frames, last_frames
 from .wires import CATEGORY, HeliosMemoryType
 
 RESIZE_MODES = ["crop", "stretch", "pad"]
@@ -81,6 +81,16 @@ class HeliosContext(io.ComfyNode):
                     optional=True,
                     tooltip="Video-to-video: a clip of at least 33 frames to go on from; its last frames count.",
                 ),
+                io.Float.Input(
+                    "video_frame_rate",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.01,
+                    tooltip="Take the video's frames at this rate, repeating or leaving out frames. 0: its own frames. "
+                    "Helios was trained at 24 per second: a clip of 60 would go on as slow motion.",
+                ),
             ],
             outputs=[
                 HeliosMemoryType.Output(
@@ -101,16 +111,27 @@ class HeliosContext(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, width, height, resize, noise_seed, add_noise, reanchor, vae=None, image=None, video=None
+        cls,
+        width,
+        height,
+        resize,
+        noise_seed,
+        add_noise,
+        reanchor,
+        vae=None,
+        image=None,
+        video=None,
+        video_frame_rate=0.0,
     ) -> io.NodeOutput:
         check_size(width, height, num_stages=1)
+        if resize not in RESIZE_MODES:
+            raise ValueError(f"resize is {resize!r}; allowed: {', '.join(RESIZE_MODES)}")
         config = MemoryConfig(reanchor_on_second_chunk=reanchor)
         if image is None and video is None:
             return io.NodeOutput(text_memory(width=width, height=height, config=config))
         if image is not None and video is not None:
             raise ValueError("image and video are both connected; a video starts from one of them. Disconnect one")
         check_vae(vae)
-        frames = image if video is None else video.get_components().images
         if image is not None and len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)} pictures; image-to-video starts from one. Pick one with "
@@ -119,10 +140,12 @@ class HeliosContext(io.ComfyNode):
         encode = partial(encode_frames, vae, width, height, resize)
         noise = SeededNoise(noise_seed)
         if image is not None:
-            latents = encode_image(frames, encode)
+            latents = encode_image(image, encode)
             memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
         else:
-            latents = encode_video(frames, encode, config=config)
+            reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
+            first, last = last_frames(video, reach, video_frame_rate, width, height, resize)
+            latents = encode_video(last, encode, first_frame=first, config=config)
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
         return io.NodeOutput(memory)
 
@@ -158,10 +181,3 @@ def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tenso
     """
     latents = vae.encode(fit_frames(frames[..., :3], width, height, resize))
     return comfy.latent_formats.Wan21().process_in(latents)
-
-
-def fit_frames(frames: torch.Tensor, width: int, height: int, resize: str) -> torch.Tensor:
-    """IMAGE (T, H, W, 3) in [0, 1] -> (T, height, width, 3) in [0, 1]. Frames of the right size stay as they are."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    return resize_frames((frames * 255).round().clamp(0, 255).byte(), width, height, resize).float() / 255
