@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     start = make.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, help="image-to-video: the picture to start from")
     start.add_argument("--video", type=Path, help="video-to-video: the clip to go on from, at least 33 frames")
+    make.add_argument("--keep-video", action="store_true", help="put the whole clip of --video before the new chunks")
     start.add_argument("--memory", type=Path, help="go on, exactly, from a memory saved with --save-memory")
     make.add_argument("--save-memory", type=Path, help="also save the memory after the last chunk")
     make.add_argument(
@@ -138,9 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=Path, help="file or folder")
     convert.add_argument("target", type=Path, help="the .safetensors file to write; it is there whole or not at all")
     convert.add_argument("--dtype", choices=CONVERT_DTYPES, default="bf16", help="(default %(default)s)")
-    convert.add_argument(
-        "--variant", choices=VARIANTS, help="what the file says of itself (default: as the source)"
-    )
+    convert.add_argument("--variant", choices=VARIANTS, help="what the file says of itself (default: as the source)")
     return parser
 
 
@@ -160,6 +159,8 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
 
 
 def run_generate(options: argparse.Namespace) -> None:
+    if options.keep_video and options.video is None:
+        raise ValueError("--keep-video keeps the clip that --video names; give --video too")
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
@@ -173,7 +174,11 @@ def run_generate(options: argparse.Namespace) -> None:
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
         image=read_image(options.image) if options.image else None,
-        video=read_video(options.video, last_frames=CLIP_FRAMES) if options.video else None,
+        # At the new video's rate, so that things go on moving as fast as they did.
+        video=read_video(options.video, last_frames=CLIP_FRAMES, frame_rate=options.frame_rate)
+        if options.video
+        else None,
+        lead_in=options.video if options.keep_video else None,
         memory=memory,
         resize=options.resize,
         anti_drift=AntiDrift() if options.anti_drift else None,

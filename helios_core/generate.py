@@ -17,6 +17,7 @@ from .conditioning import encode_image, encode_video, image_memory, text_memory,
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
 from .drift import AntiDrift
 from .fingerprint import file_fingerprint, fingerprint
+from .lead_in import write_lead_in
 from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
 from .noise import NoiseSource
@@ -100,7 +101,8 @@ class Job:
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, `other_noise` noise for single chunks; chunks are counted
-    from 0 at the start of the video.
+    from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one that
+    `video` is the end of.
     """
 
     prompt: str
@@ -112,6 +114,7 @@ class Job:
     other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
+    lead_in: Path | None = None
     memory: HeliosMemory | None = None
     resize: str = "crop"
     anti_drift: AntiDrift | None = None
@@ -185,6 +188,11 @@ def generate(
         encoding=job.encoding,
         notes={"prompt": job.prompt, "later_prompts": dict(job.later_prompts), "negative": job.negative_prompt},
     )
+    lead_in = []
+    if job.lead_in is not None:
+        lead_in = write_lead_in(
+            job.lead_in, folder, width=job.width, height=job.height, resize=job.resize, encoding=job.encoding
+        )
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
     yield from make_video(
         video,
@@ -194,4 +202,5 @@ def generate(
         decode=lambda latents: from_pixels(codec.decode(latents)),
         hooks=hooks,
         metadata={"helios": json.dumps(about, sort_keys=True)},
+        lead_in=lead_in,
     )

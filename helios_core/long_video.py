@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -156,13 +156,15 @@ def make_video(
     hooks: Hooks | None = None,
     decode_in_background: bool = False,
     metadata: Mapping[str, str] | None = None,
+    lead_in: Sequence[Path] = (),
 ) -> Iterator[ChunkDone]:
     """Yield chunk after chunk as they are finished; after the last, the whole video is at `path` (mp4).
 
     `load_model()` is called before each chunk that must be sampled and gives the model ready to compute (a host may
     have moved it away to decode). `decode` takes latents (1, C, 9, h, w) in model space and gives frames (33, H, W, 3)
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
-    `decode_in_background`: do so when it runs on another device, or there is room for both.
+    `decode_in_background`: do so when it runs on another device, or there is room for both. `lead_in` are segments,
+    encoded alike, to be put before the first chunk (see `write_lead_in`).
 
     Whatever stops the run (an exception from `hooks.check_cancelled`, a fault, the consumer, kill -9), finished chunks
     stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
@@ -175,10 +177,10 @@ def make_video(
         run = _Run(video, folder, load_model, decode, hooks or Hooks())
         run.check_disk(path)
         folder.note("take", keys=run.keys, **run.facts())
-        yield from run.chunks(decode_in_background)
+        yield from run.chunks(decode_in_background, lead_in)
         segments = [folder.segment_path(key) for key in run.segment_keys]
         remove_unfinished(path.parent, path.stem)
-        join_segments(segments, path, metadata)
+        join_segments([*lead_in, *segments], path, metadata)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
         folder.preview_path.unlink(missing_ok=True)
 
@@ -266,8 +268,10 @@ class _Run:
 
     # Making it
 
-    def chunks(self, decode_in_background: bool) -> Iterator[ChunkDone]:
+    def chunks(self, decode_in_background: bool, lead_in: Sequence[Path]) -> Iterator[ChunkDone]:
         preview = GrowingVideo(self.folder.preview_path)
+        for segment in lead_in:
+            preview.append(segment)
         progress = _Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
         with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
             try:

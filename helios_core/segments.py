@@ -21,6 +21,9 @@ from .fingerprint import fingerprint
 from .storage import written_atomically
 from .video import VideoWriter, exact_rate
 
+# Raised by one whenever equal frames would give other bytes than before: segments are then encoded again.
+_ENCODER_VERSION = 1
+
 # How many frames x264, as it is set up here, decodes before it shows the first.
 _REORDER_DEPTH = 2
 
@@ -41,7 +44,9 @@ class Encoding:
     @property
     def fingerprint(self) -> str:
         """Also of FFmpeg's version: another x264 makes other bytes, and one file is made by one encoder."""
-        return fingerprint(self, {name: list(version) for name, version in av.library_versions.items()})
+        return fingerprint(
+            _ENCODER_VERSION, self, {name: list(version) for name, version in av.library_versions.items()}
+        )
 
 
 def write_segment(path: Path, frames: torch.Tensor, encoding: Encoding) -> None:

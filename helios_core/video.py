@@ -218,28 +218,58 @@ def read_video(file: MediaFile, *, last_frames: int | None = None, frame_rate: f
     """
     if last_frames is not None and last_frames < 1:
         raise ValueError(f"last_frames is {last_frames}; allowed: at least 1, or None for the whole video")
-    name = file_name(file)
     first, num_frames = None, 0
     # Decoded frames wait in the file's own layout, half the bytes of RGB, and only those kept are converted.
     kept: deque[av.VideoFrame] = deque(maxlen=last_frames)
+    rate, frames = _open_frames(file, frame_rate)
+    for frame in frames:
+        first = first or frame
+        kept.append(frame)
+        num_frames += 1
+    return Clip(first_frame=_upright_rgb(first), frames=_convert_all(kept), num_frames=num_frames, frame_rate=rate)
+
+
+def stream_video(file: MediaFile, *, frame_rate: float | Fraction | None = None) -> Iterator[torch.Tensor]:
+    """The frames (H, W, 3) uint8 that `read_video` would give, one after another, so that length costs no memory.
+
+    Raises as `read_video` does, at the latest when the faulty frame is reached.
+    """
+    _, frames = _open_frames(file, frame_rate)
+    for frame in frames:
+        yield _upright_rgb(frame)
+
+
+def _open_frames(file: MediaFile, frame_rate: float | Fraction | None) -> tuple[Fraction, Iterator[av.VideoFrame]]:
+    """The rate at which frames are shown, and the frames, at least one, decoded as they are asked for."""
+    name = file_name(file)
     try:
         with open_media(file) as container:
             timing = _read_timing(container, name)
-        rate = timing.rate if frame_rate is None else exact_rate(frame_rate)
-        with open_media(file) as container:
-            frames = _decode(container, name)
-            if not timing.constant or rate != timing.rate:
-                frames = at_rate(timing.of(frames), rate, timing.end)
-            for frame in frames:
-                first = first or frame
-                kept.append(frame)
-                num_frames += 1
     except av.error.FFmpegError as fault:
-        what = f"is damaged after frame {num_frames - 1}" if num_frames else "cannot be read as a video"
-        raise ValueError(f"{name} {what} ({fault.strerror}); try converting it to mp4 first") from fault
-    if first is None:
-        raise ValueError(f"{name} has no frames")
-    return Clip(first_frame=_upright_rgb(first), frames=_convert_all(kept), num_frames=num_frames, frame_rate=rate)
+        raise _unreadable(name, 0, fault) from fault
+    rate = timing.rate if frame_rate is None else exact_rate(frame_rate)
+
+    def frames() -> Iterator[av.VideoFrame]:
+        num_frames = 0
+        try:
+            with open_media(file) as container:
+                decoded = _decode(container, name)
+                if not timing.constant or rate != timing.rate:
+                    decoded = at_rate(timing.of(decoded), rate, timing.end)
+                for frame in decoded:
+                    yield frame
+                    num_frames += 1
+        except av.error.FFmpegError as fault:
+            raise _unreadable(name, num_frames, fault) from fault
+        if not num_frames:
+            raise ValueError(f"{name} has no frames")
+
+    return rate, frames()
+
+
+def _unreadable(name: str, num_frames: int, fault: av.error.FFmpegError) -> ValueError:
+    what = f"is damaged after frame {num_frames - 1}" if num_frames else "cannot be read as a video"
+    return ValueError(f"{name} {what} ({fault.strerror}); try converting it to mp4 first")
 
 
 @dataclass(frozen=True)
