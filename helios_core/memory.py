@@ -88,6 +88,12 @@ class HeliosMemory:
         """Width of the video in pixels."""
         return self.frames.shape[4] * VAE_SPATIAL_STRIDE
 
+    def to(self, device: torch.device | str) -> HeliosMemory:
+        """The same memory on `device`."""
+        return replace(
+            self, frames=self.frames.to(device), anchor=None if self.anchor is None else self.anchor.to(device)
+        )
+
     def window(self, device: torch.device | str | None = None) -> MemoryWindow:
         """What the next chunk sees, on `device` (default: where the memory is)."""
         frames = self.frames.to(device)

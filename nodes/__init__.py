@@ -5,6 +5,8 @@ from comfy_api.latest import ComfyExtension, io
 from .combine import HeliosVideoCombine
 from .context import HeliosContext
 from .loader import HeliosLoader
+from .long_video import HeliosLongVideo
+from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
 from .sampler import HeliosChunkSampler
 from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
 
@@ -16,6 +18,10 @@ class HeliosExtension(ComfyExtension):
             HeliosContext,
             HeliosChunkSampler,
             HeliosVideoCombine,
+            HeliosLongVideo,
+            HeliosSaveMemory,
+            HeliosLoadMemory,
+            HeliosRewindMemory,
             HeliosPromptSchedule,
             HeliosScheduleAdd,
         ]

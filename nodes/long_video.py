@@ -1,0 +1,278 @@
+"""Helios Long Video: the whole journey from a memory to a file, chunk by chunk on disk, resumable."""
+
+import json
+import math
+from functools import partial
+
+import comfy.model_management
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, io, ui
+
+from ..helios_core.blending import EncodedSchedule
+from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK, SamplingSettings
+from ..helios_core.cost import activation_bytes
+from ..helios_core.drift import AntiDrift
+from ..helios_core.fingerprint import model_fingerprint
+from ..helios_core.long_video import ChunkPlan, LongVideo, make_video
+from ..helios_core.noise import SeededNoise
+from ..helios_core.run_folder import RunFolder
+from ..helios_core.segments import Encoding
+from .context import check_vae, encode_anchors
+from .folders import next_path, run_path
+from .identity import model_identity
+from .model import helios_model
+from .run import sampling_run
+from .sampler import choose_settings
+from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
+
+
+class HeliosLongVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosLongVideo",
+            display_name="Helios Long Video",
+            category=CATEGORY,
+            description="Makes a video of any length in constant memory. Every finished chunk goes to disk at once: a "
+            "run that was cancelled or crashed goes on where it stopped when the graph is queued again, and a changed "
+            "prompt, seed or re-roll makes again only what comes after it.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Helios model."),
+                io.MultiType.Input(
+                    "positive",
+                    types=PROMPT_TYPES,
+                    tooltip="What the video shows: a prompt from the umt5-xxl text encoder, or a Helios Prompt "
+                    "Schedule.",
+                ),
+                HeliosMemoryType.Input(
+                    "memory", tooltip="Where it starts: from Helios Context, a sampler, or a loaded or rewound memory."
+                ),
+                io.Vae.Input("vae", tooltip="Wan 2.1 VAE (wan_2.1_vae.safetensors)."),
+                io.String.Input(
+                    "run_name",
+                    default="my_video",
+                    tooltip="Folder below output/helios_runs that keeps the finished chunks. Queue again with the same "
+                    "name to resume; several versions of a video share their common chunks.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. Keep it fixed to resume or to change only a part.",
+                ),
+                io.Int.Input(
+                    "chunks",
+                    default=8,
+                    min=1,
+                    max=100000,
+                    tooltip="Length in chunks of 33 frames (1.375 seconds at 24 frames per second).",
+                ),
+                io.Float.Input(
+                    "seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=100000.0,
+                    step=0.1,
+                    tooltip="Length in seconds, rounded up to whole chunks. 0: as many chunks as set above.",
+                ),
+                io.String.Input(
+                    "steps", default="", tooltip="Steps in each pyramid stage, e.g. 2,2,2. Empty: the variant's own."
+                ),
+                io.Float.Input(
+                    "guidance_scale",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the prompt is followed. 0: the variant's own (Base and Mid 5, Distilled 1).",
+                ),
+                io.Boolean.Input(
+                    "amplify_first_chunk",
+                    default=True,
+                    tooltip="Distilled only: twice the steps in the first chunk of a video, on which all others build.",
+                ),
+                io.String.Input(
+                    "reroll",
+                    default="",
+                    tooltip="Give single chunks another seed: 3:77, 5:12 makes chunks 3 and 5 (counted from 0) with "
+                    "the seeds 77 and 12, and all after them anew. What was made before stays on disk.",
+                ),
+                io.Boolean.Input(
+                    "anti_drift",
+                    default=False,
+                    tooltip="Watch the latents, and when a chunk leaves their usual range let the next ones trust the "
+                    "past less. An option of the authors' research code; changes the video when it acts.",
+                ),
+                io.Float.Input(
+                    "frame_rate",
+                    default=float(FRAME_RATE),
+                    min=1.0,
+                    max=120.0,
+                    step=0.01,
+                    tooltip="Frames per second of the file. Helios was trained at 24.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=18,
+                    min=0,
+                    max=51,
+                    tooltip="Quality of the h264 encoding: lower is better and larger; 18 is visually lossless.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="Helios/long",
+                    tooltip="Where the finished file goes below the output folder, and how its name begins.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output("video", display_name="video", tooltip="The finished file, read when needed."),
+                HeliosMemoryType.Output("next_memory", display_name="memory", tooltip="The past after the last chunk."),
+                io.Image.Output("last_frame", display_name="last_frame", tooltip="The last frame of the video."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, run_name: str | None = None, reroll: str | None = None) -> bool | str:
+        try:
+            if run_name is not None:  # None: comes from another node; checked in execute
+                run_path(run_name)
+            if reroll is not None:
+                parse_rerolls(reroll)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        memory,
+        vae,
+        run_name,
+        seed,
+        chunks,
+        seconds,
+        steps,
+        guidance_scale,
+        amplify_first_chunk,
+        reroll,
+        anti_drift,
+        frame_rate,
+        crf,
+        filename_prefix,
+        negative=None,
+    ) -> io.NodeOutput:
+        helios = helios_model(model)
+        check_vae(vae)
+        settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
+        memory = memory.to("cpu")
+        if seconds:
+            chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
+        span = range(memory.chunk_index, memory.chunk_index + chunks)
+        script = prompt_schedule(positive)
+        guided = script.most_guided(span, settings).guided
+        device = model.load_device
+        video = LongVideo(
+            memory=memory,
+            num_chunks=chunks,
+            plan=Plan(
+                script.to(device), settings, parse_rerolls(reroll, span), encode_anchors(script, span, vae, memory)
+            ),
+            noise=SeededNoise(seed),
+            model=model_identity(model),
+            codec=model_fingerprint(vae.first_stage_model),
+            negative=prompt_embeds(negative, "negative").to(device) if guided and negative is not None else None,
+            anti_drift=AntiDrift() if anti_drift else None,
+            encoding=Encoding(frame_rate=frame_rate, crf=crf),
+        )
+        video.check()
+        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
+        with sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], cls.hidden.unique_id) as hooks:
+            for done in make_video(
+                video,
+                RunFolder(run_path(run_name)),
+                path,
+                load_model=partial(load_model, model, memory, guided),
+                decode=partial(decode, helios, vae),
+                hooks=hooks,
+                metadata=graph_metadata(cls.hidden),
+            ):
+                last = done
+        last_frame = last.frames()[-1:].float() / 255
+        saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last.memory(), last_frame, ui=ui.PreviewVideo([saved]))
+
+
+class Plan:
+    """What each chunk is made from, by the schedule and the re-rolled seeds."""
+
+    def __init__(
+        self,
+        script: EncodedSchedule,
+        settings: SamplingSettings,
+        rerolls: dict[int, int],
+        anchors: dict[int, torch.Tensor],
+    ) -> None:
+        self.script, self.settings, self.rerolls, self.anchors = script, settings, rerolls, anchors
+
+    def __call__(self, chunk: int) -> ChunkPlan:
+        seed = self.rerolls.get(chunk, self.script.schedule.segment_at(chunk).seed)
+        return ChunkPlan(
+            rows=self.script.rows_for(chunk),
+            settings=self.script.settings_for(chunk, self.settings),
+            noise=None if seed is None else SeededNoise(seed),
+            anchor=self.anchors.get(chunk),
+        )
+
+
+def load_model(model, memory, guided: bool):
+    """Bring the weights to the device, as far as they fit (decoding may have moved them away)."""
+    transformer = model.model.diffusion_model
+    required = activation_bytes(
+        transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=2 if guided else 1
+    )
+    comfy.model_management.load_models_gpu([model, *model.model_patches_models()], memory_required=required)
+    return transformer
+
+
+def decode(helios, vae, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (1, 16, 9, h, w) in model space -> frames (33, H, W, 3) in [0, 1]."""
+    return vae.decode(helios.process_latent_out(latents))[0]
+
+
+def graph_metadata(hidden) -> dict[str, str]:
+    """The graph, under the names ComfyUI itself uses, so that the file dropped on ComfyUI opens it."""
+    if args.disable_metadata:
+        return {}
+    values = dict(hidden.extra_pnginfo or {})
+    if hidden.prompt is not None:
+        values["prompt"] = hidden.prompt
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
+    """ "3:77, 5:12" -> {3: 77, 5: 12}: chunk -> seed. Raises ValueError, also for a chunk that is not in `chunks`."""
+    rerolls = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        chunk, _, seed = (piece.strip() for piece in part.partition(":"))
+        if not (chunk.isdecimal() and seed.isdecimal()):
+            raise ValueError(f"reroll {part!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")
+        rerolls[int(chunk)] = int(seed)
+    outside = [chunk for chunk in rerolls if chunks is not None and chunk not in chunks]
+    if outside:
+        raise ValueError(
+            f"reroll names chunk {outside[0]}; this run makes chunks {chunks.start} to {chunks.stop - 1}, "
+            "counted from the start of the video"
+        )
+    return rerolls
