@@ -1,0 +1,60 @@
+// Puts a timeline under the text of Helios Prompt Schedule. Both show the node's `text` widget, which is what is saved
+// and run; without this script the text still works.
+
+import { app } from "../../scripts/app.js";
+import { Timeline } from "./timeline/view.js";
+
+const WATCHED = ["text", "frame_rate", "blend", "shape", "file"];
+
+app.registerExtension({
+    name: "Helios.Timeline",
+    nodeCreated(node) {
+        if (node.comfyClass === "HeliosPromptSchedule") attach(node);
+    },
+});
+
+function attach(node) {
+    const widgets = Object.fromEntries(WATCHED.map((name) => [name, node.widgets?.find((widget) => widget.name === name)]));
+    if (WATCHED.some((name) => !widgets[name])) {
+        console.warn("Helios Prompt Schedule lacks widgets that its timeline needs; only the text is shown.");
+        return;
+    }
+    const isLinked = () => node.inputs?.some((input) => input.widget?.name === "text" && input.link != null);
+    const timeline = new Timeline({
+        read: () => ({
+            text: String(widgets.text.value ?? ""),
+            frameRate: Number(widgets.frame_rate.value) || 24,
+            blend: Number(widgets.blend.value),
+            shape: widgets.shape.value,
+            replacedBy: isLinked() ? "another node" : widgets.file.value ? `the file ${widgets.file.value}` : "",
+        }),
+        write(text) {
+            widgets.text.value = text;
+            widgets.text.callback?.(text);
+            node.graph?.setDirtyCanvas(true, true);
+        },
+    });
+    // Last, and not saved itself, so that the values saved by position are the same with and without this script.
+    const widget = node.addDOMWidget("timeline", "HELIOS_TIMELINE", timeline.element, {
+        serialize: false,
+        hideOnZoom: false,
+        getMinHeight: () => timeline.height,
+    });
+    widget.serialize = false;
+    for (const name of WATCHED) after(widgets[name], "callback", () => timeline.refresh());
+    after(node, "onConfigure", () => timeline.refresh());
+    after(node, "onConnectionsChange", () => timeline.refresh());
+    after(node, "onRemoved", () => timeline.remove());
+    node.setSize([Math.max(node.size[0], 560), Math.max(node.size[1], 640)]);
+    timeline.refresh();
+}
+
+/** Call `then` after a method of this one object, whether or not it has had one. */
+function after(object, name, then) {
+    const before = object[name];
+    object[name] = function (...values) {
+        const result = before?.apply(this, values);
+        then();
+        return result;
+    };
+}
