@@ -20,9 +20,12 @@ def test_one_progress_bar_covers_all_chunks_stages_and_steps_and_never_goes_back
     run = server.run_graph(graph)
     assert run.outcome == "execution_success"
     progress = [(data["value"], data["max"]) for data in run.named("progress") if data["node"] == sampler]
-    # The first chunk of Distilled has twice the steps.
-    total = 2 * 6 + 6
-    assert progress == [(value, total) for value in range(1, total + 1)]
+    values, totals = zip(*progress, strict=True)
+    # The first chunk of Distilled has twice the steps. Steps count by what they cost, so the bar's unit is not a step.
+    assert len(values) == 2 * 6 + 6
+    assert len(set(totals)) == 1
+    assert all(earlier < later for earlier, later in pairwise(values))
+    assert values[-1] == totals[0]
     assert run.named("preview"), "no preview while sampling"
     assert read_clip(home.saved_files(run.history)[0]).frames.shape == (66, 64, 128, 3)
 

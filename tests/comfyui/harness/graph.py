@@ -2,7 +2,8 @@
 
 The same rules as the frontend's own app.graphToPrompt(), which a browser test compares it with:
 widget values are stored by position, in the order of the node's definition; a seed widget is followed by one extra
-value ("fixed", "randomize", ...) and an upload widget by another; a link overrides the widget of the same name.
+value ("fixed", "randomize", ...) and an upload widget by another; widgets that are newer than the file keep their
+defaults; a link overrides the widget of the same name.
 """
 
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -28,9 +29,11 @@ def _api_node(node: dict, object_info: dict[str, dict], sources: dict[int, list]
     info = object_info[node["type"]]
     names = widget_names(info)
     values = node.get("widgets_values", [])
-    if len(values) != len(names):
+    if len(values) > len(names):
         raise ValueError(f"{node['type']} has the widgets {names} but the file holds {values}")
-    inputs = {name: value for name, value in zip(names, values, strict=True) if name is not None}
+    # A file older than the node's latest widgets has no value for them: they keep their defaults.
+    inputs = {name: default_value(info, name) for name in names[len(values) :] if name is not None}
+    inputs |= {name: value for name, value in zip(names, values, strict=False) if name is not None}
     for slot in node.get("inputs", []):
         if slot.get("link") is not None:
             inputs[slot["name"]] = sources[slot["link"]]
@@ -63,6 +66,12 @@ def widget_names(info: dict) -> list[str | None]:
             names.append(None)
         uploads += any(options.get(key) for key in UPLOADS)
     return names + [None] * uploads
+
+
+def default_value(info: dict, name: str):
+    kind, options, _ = input_specs(info)[name]
+    choices = kind if isinstance(kind, list) else options.get("options") or [""]
+    return options.get("default", choices[0])
 
 
 def _has_control(name: str, kind, options: dict) -> bool:
