@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .combine import HeliosVideoCombine
 from .context import HeliosContext
+from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
 from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
@@ -24,6 +25,8 @@ class HeliosExtension(ComfyExtension):
             HeliosRewindMemory,
             HeliosPromptSchedule,
             HeliosScheduleAdd,
+            HeliosMemoryInspector,
+            HeliosDriftReport,
         ]
 
 
