@@ -197,20 +197,26 @@ class HeliosTransformer(nn.Module):
         x = self.patch_embedding(latents.to(self.dtype))
         grid = x.shape[2:]
         x = to_tokens(x)
-        rotary = self._rotary_for(grid, memory, x.device)
+        rotary, key_values = self._made_once(grid, prompt, memory, x.device)
         num_history = 0
         if memory is not None:
             num_history = memory.tokens.shape[1]
             x = torch.cat((memory.tokens, x), dim=1)
 
         time_embedding, modulation = self.condition_embedder.embed_timestep(timestep)
-        for index, block in enumerate(self.blocks):
-            if index not in prompt.key_values:
-                prompt.key_values[index] = block.attn2.key_value(prompt.tokens)
-            x = block(x, prompt.key_values[index], modulation, rotary, num_history, attention)
+        for block, key_value in zip(self.blocks, key_values, strict=True):
+            x = block(x, key_value, modulation, rotary, num_history, attention)
 
         x = self.proj_out(self.norm_out(x[:, num_history:], time_embedding))
         return unpatchify(x, grid, self.config.patch_size)
+
+    @torch.compiler.disable  # A compiled forward would be compiled again for each thing that is not there yet.
+    def _made_once(self, grid: torch.Size, prompt: PromptContext, memory: MemoryTokens | None, device: torch.device):
+        """The rotary table of all tokens, and each block's keys and values of the prompt."""
+        for index, block in enumerate(self.blocks):
+            if index not in prompt.key_values:
+                prompt.key_values[index] = block.attn2.key_value(prompt.tokens)
+        return self._rotary_for(grid, memory, device), [prompt.key_values[index] for index in range(len(self.blocks))]
 
     def _rotary(self, frame_indices: torch.Tensor, height: int, width: int, pool: int = 1) -> Rotary:
         return rotary_table(frame_indices, height, width, self.config.rope_dim, self.config.rope_theta, pool=pool)
