@@ -36,6 +36,7 @@ from .run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampler import Hooks, StepDone
 from .segments import Encoding
 from .storage import load_memory, save_memory
+from .variant import sampling_advice
 from .video import contact_sheet, read_image, read_video
 
 logger = logging.getLogger("helios")
@@ -151,10 +152,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespace) -> SamplingSettings:
     """The variant's settings with the options that were given. Raises ValueError when they do not fit."""
+    trained = settings
     if options.steps is not None:
         settings = replace(settings, steps=parse_steps(options.steps))
     if options.guidance_scale is not None:
         settings = replace(settings, guidance_scale=options.guidance_scale)
+    for sentence in sampling_advice(trained, settings):
+        logger.warning(sentence)
     return settings
 
 

@@ -16,14 +16,18 @@ from ..helios_core.quantised import QuantisedWeight, dequantise_blocks
 class QuantisedLayers:
     """Gives `load_transformer` a layer, still without bias, for each weight that stays quantised.
 
-    `fast_fp8` multiplies scaled fp8 weights in fp8, where the card `load_device` can.
+    With `only_dtype` weights that are stored otherwise do not stay so. With `fast_fp8` scaled fp8 weights are
+    multiplied in fp8, where the card `load_device` can.
     """
 
     compute_dtype: torch.dtype
     load_device: torch.device
+    only_dtype: torch.dtype | None
     fast_fp8: bool
 
     def __call__(self, linear: nn.Linear, weight: QuantisedWeight) -> nn.Module | None:
+        if self.only_dtype not in (None, weight.data.dtype):
+            return None
         sizes = linear.in_features, linear.out_features
         if weight.block_format is not None:
             return BlockLinear(*sizes, weight)

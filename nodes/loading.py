@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.ops
 import torch
 
-from ..helios_core.checkpoint import Checkpoint, load_transformer, open_checkpoint
+from ..helios_core.checkpoint import load_transformer, open_checkpoint
 from ..helios_core.config import variant_of
 from ..helios_core.cost import num_parameters
 from ..helios_core.variant import choose_variant
@@ -17,14 +17,13 @@ from .patcher import HeliosPatcher
 
 logger = logging.getLogger(__name__)
 
-_FP8 = torch.float8_e4m3fn
 WEIGHT_DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
-    "fp8_e4m3fn": _FP8,
-    "fp8_e4m3fn_fast": _FP8,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
 }
 
 
@@ -59,7 +58,7 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
         weight_dtype=storage,
         device=offload_device,
         operations=comfy.ops.pick_operations(storage, compute, load_device=load_device, fp8_optimizations=fast),
-        keep_quantised=_keep_quantised(checkpoint, weight_dtype, QuantisedLayers(compute, load_device, fast)),
+        keep_quantised=QuantisedLayers(compute, load_device, WEIGHT_DTYPES[weight_dtype], fast),
     )
     model = HeliosModel(transformer, settings, path.name, manual_cast)
     patcher = HeliosPatcher(model, load_device=load_device, offload_device=offload_device)
@@ -68,10 +67,3 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
         variant_of(settings), path.name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
     )  # fmt: skip
     return patcher
-
-
-def _keep_quantised(checkpoint: Checkpoint, weight_dtype: str, layers: QuantisedLayers) -> QuantisedLayers | None:
-    """The layers for weights that stay quantised, None if the user has chosen a dtype that they are not in."""
-    if weight_dtype == "default":
-        return layers
-    return layers if WEIGHT_DTYPES[weight_dtype] == _FP8 == checkpoint.stored_dtype else None

@@ -585,6 +585,32 @@ def test_no_bytes_whatever_give_another_error(tmp_path_factory, content):
     assert str(file) in error_of(file)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_a_number_that_is_not_finite_is_told_with_its_tensor_when_loaded(tmp_path, value, dtype):
+    weights = random_weights()
+    weights["blocks.1.attn2.to_k.weight"] = weights["blocks.1.attn2.to_k.weight"].index_fill(1, torch.tensor(7), value)
+    weights["blocks.1.attn2.to_k.weight"] = weights["blocks.1.attn2.to_k.weight"].to(dtype)
+    file = write(tmp_path / "helios.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn2\.to_k\.weight.*NaN or infinity") as caught:
+        load_transformer(open_checkpoint(file), dtype=torch.float32)
+    assert str(file) in str(caught.value)
+
+
+def test_large_numbers_whose_sum_overflows_are_no_error(tmp_path):
+    weights = random_weights()
+    weights["proj_out.weight"] = torch.full((64, 24), 60000.0, dtype=torch.float16)
+    file = write(tmp_path / "helios.safetensors", weights)
+    assert load_transformer(open_checkpoint(file), dtype=torch.float32).proj_out.weight[0, 0] == 60000
+
+
+def test_a_scale_that_is_not_finite_is_told(tmp_path):
+    weights = random_weights() | {"proj_out.scale_weight": torch.tensor(float("nan"))}
+    weights["proj_out.weight"] = weights["proj_out.weight"].to(torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_transformer(open_checkpoint(write(tmp_path / "fp8.safetensors", weights)), dtype=torch.float32)
+
+
 # Errors: folders
 
 

@@ -74,18 +74,24 @@ def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
+def block_bytes(model) -> int:
+    """Memory that the transformer's blocks take: nearly all of the published model's, little of this one's."""
+    state = model.model.diffusion_model.state_dict()
+    return sum(value.nbytes for name, value in state.items() if name.startswith("blocks."))
+
+
 # Dtypes
 
 
 @pytest.mark.parametrize(
     ("choice", "dtype", "at_most"),
     [
-        ("default", None, 0.1),
+        ("default", None, 0.01),
         ("fp32", torch.float32, 0.0),
-        ("bf16", torch.bfloat16, 0.1),
-        ("fp16", torch.float16, 0.1),
-        ("fp8_e4m3fn", FP8, 0.5),
-        ("fp8_e4m3fn_fast", FP8, 0.5),
+        ("bf16", torch.bfloat16, 0.01),
+        ("fp16", torch.float16, 0.001),
+        ("fp8_e4m3fn", FP8, 0.05),
+        ("fp8_e4m3fn_fast", FP8, 0.05),
     ],
 )
 def test_weights_are_kept_in_the_dtype_that_was_chosen(weights, run, choice, dtype, at_most):
@@ -108,11 +114,11 @@ def test_where_the_card_can_fp8_fast_takes_comfyuis_fp8_layers(weights, comfyui,
     import comfy.model_management
     import comfy.ops
 
-    run_graph_loader = _loader_module(comfyui)
+    loading = _loader_module(comfyui)
     monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device=None: True)
     path = home.models / "diffusion_models" / "full_distilled.safetensors"
     layers = {
-        choice: type(run_graph_loader.load_model(path, "auto", choice).model.diffusion_model.get_submodule(QUERY))
+        choice: type(loading.load_model(path, "auto", choice).model.diffusion_model.get_submodule(QUERY))
         for choice in ("fp8_e4m3fn", "fp8_e4m3fn_fast")
     }
     assert issubclass(layers["fp8_e4m3fn_fast"], comfy.ops.fp8_ops.Linear)
@@ -139,9 +145,9 @@ def test_scaled_fp8_files_stay_scaled_and_give_the_numbers_they_stand_for(scaled
     for name, twin in scaled.items():
         expected, full = run(twin, weight_dtype="fp32")
         latents, model = run(name, weight_dtype=choice)
-        assert model.model_size() < 0.5 * full.model_size(), name
+        assert block_bytes(model) < 0.3 * block_bytes(full), name
         assert _stored_dtype(model.model.diffusion_model.get_submodule(QUERY)) == FP8
-        assert difference(latents, expected) < (1e-5 if choice == "default" else 0.05), name
+        assert difference(latents, expected) < 1e-5, name
 
 
 def test_scaled_fp8_files_are_dequantised_for_another_dtype(scaled, run):
@@ -194,11 +200,8 @@ def test_gguf_weights_stay_in_blocks_and_give_the_numbers_they_stand_for(gguf_fi
     expected, full = run(twin, weight_dtype="fp32")
     latents, model = run(name)
     assert model.model.diffusion_model.get_submodule(QUERY).weight.dtype == torch.uint8
-    blocks = {key: value for key, value in full.model.diffusion_model.state_dict().items() if key.startswith("blocks.")}
-    kept = model.model.diffusion_model.state_dict()
-    assert sum(kept[key].nbytes for key in blocks) < 0.4 * sum(value.nbytes for value in blocks.values())
-    assert torch.equal(latents, expected) if kept["patch_long.weight"].dtype == torch.float32 else True
-    assert difference(latents, expected) < 0.05
+    assert block_bytes(model) < 0.35 * block_bytes(full)
+    assert difference(latents, expected) < 1e-5
 
 
 @pytest.mark.parametrize("block_format", FORMATS)
@@ -208,7 +211,7 @@ def test_a_lora_on_gguf_equals_the_lora_on_its_numbers_and_comes_off_again(gguf_
     expected, _ = run(twin, lora, weight_dtype="fp32")
     patched, _ = run(name, lora)
     assert difference(plain, expected) > 0.1
-    assert difference(patched, expected) < 0.05
+    assert difference(patched, expected) < 1e-5
     assert torch.equal(run(name)[0], plain)
 
 
