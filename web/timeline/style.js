@@ -45,8 +45,8 @@ export const CSS = `
 .helios-timeline .too-short { border-color: #e5484d; }
 .helios-timeline .prompt { position: relative; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
     overflow: hidden; overflow-wrap: anywhere; pointer-events: none; }
-.helios-timeline .marks { position: absolute; right: 7px; bottom: 2px; font-size: 10px; opacity: .85; pointer-events: none;
-    white-space: nowrap; }
+.helios-timeline .marks { position: absolute; left: 9px; right: 9px; bottom: 2px; font-size: 10px; opacity: .85;
+    pointer-events: none; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; text-align: right; }
 .helios-timeline .grip { position: absolute; top: 0; bottom: 0; width: 9px; cursor: ew-resize; }
 .helios-timeline .grip.left { left: 0; } .helios-timeline .grip.right { right: 0; }
 .helios-timeline .grip:hover { background: color-mix(in srgb, var(--hue) 70%, transparent); }
