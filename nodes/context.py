@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..helios_core.blending import EncodedSchedule
 from ..helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from ..helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MemoryConfig, check_size
+from ..helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MemoryConfig, check_size, size_multiple
 from ..helios_core.memory import HeliosMemory
 from ..helios_core.noise import SeededNoise
 from .video_wire import fit_frames, last_frames
@@ -104,7 +104,7 @@ class HeliosContext(io.ComfyNode):
         if width is None or height is None:  # one comes from another node; checked in execute
             return True
         try:
-            check_size(width, height, num_stages=1)
+            check_any_size(width, height)
         except ValueError as error:
             return str(error)
         return True
@@ -123,7 +123,7 @@ class HeliosContext(io.ComfyNode):
         video=None,
         video_frame_rate=0.0,
     ) -> io.NodeOutput:
-        check_size(width, height, num_stages=1)
+        check_any_size(width, height)
         if resize not in RESIZE_MODES:
             raise ValueError(f"resize is {resize!r}; allowed: {', '.join(RESIZE_MODES)}")
         config = MemoryConfig(reanchor_on_second_chunk=reanchor)
@@ -140,7 +140,8 @@ class HeliosContext(io.ComfyNode):
         encode = partial(encode_frames, vae, width, height, resize)
         noise = SeededNoise(noise_seed)
         if image is not None:
-            latents = encode_image(image, encode)
+            # Fitted once, not 33 times as a still video.
+            latents = encode_image(fit_frames(image[..., :3], width, height, resize), encode)
             memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
         else:
             reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
@@ -148,6 +149,13 @@ class HeliosContext(io.ComfyNode):
             latents = encode_video(last, encode, first_frame=first, config=config)
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
         return io.NodeOutput(memory)
+
+
+def check_any_size(width: int, height: int) -> None:
+    """Raise ValueError unless some variant can make this size; the nearest sizes it names are for all variants."""
+    multiple = size_multiple(1)
+    if min(width, height) < multiple or width % multiple or height % multiple:
+        check_size(width, height, num_stages=3)
 
 
 def check_vae(vae) -> None:

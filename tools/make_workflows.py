@@ -37,6 +37,14 @@ Helios was trained at 640 x 384. Width and height are multiples of 64. A chunk i
 frames a second.
 """
 
+TIMELINE = """\
+# When a prompt starts, how many chunks it blends in over, and what is seen.
+0s: A red fox walks through a snowy forest at dawn, the camera follows close behind.
+4.125s blend 3: The fox stops and looks up at the sky, its breath visible in the cold air.
+9.625s blend 4: Heavy snow begins to fall around the fox, the light turns soft and blue.
+end 15.125s
+"""
+
 TITLE_HEIGHT = 30
 SLOT_HEIGHT = 20
 WIDGET_HEIGHT = 24
@@ -47,6 +55,8 @@ SIZES = {
     "CLIPTextEncode": (400, 180),
     "LoadImage": (320, 340),
     "HeliosVideoCombine": (480, 560),
+    "HeliosLongVideo": (420, 860),
+    "HeliosPromptSchedule": (600, 660),
 }
 WIDTH = 320
 
@@ -152,6 +162,117 @@ def i2v_then_prompts(flow: "Flow") -> None:
     video(flow, latents, vae, "helios/i2v_then_prompts", step=6)
 
 
+def prompt_timeline(flow: "Flow") -> None:
+    """Prompts over time, directed on a timeline."""
+    flow.note(
+        "Prompts over time",
+        "Drag, split and resize the blocks of the timeline, or write the text above it: both are the same schedule, "
+        "and blocks snap to chunks. Where two prompts blend, the colour of the first fades out in the second.\n\n"
+        "The schedule also tells the sampler how many chunks to make.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. What to show, and when"):
+        schedule = flow.node("HeliosPromptSchedule", clip=clip["CLIP"], text=TIMELINE)
+        memory = flow.node("HeliosContext", title="Helios Context (from text)")
+    with flow.column("3. Chunk after chunk"):
+        chunks = flow.node(
+            "HeliosChunkSampler",
+            model=model["MODEL"],
+            positive=schedule["HELIOS_SCHEDULE"],
+            memory=memory["HELIOS_MEMORY"],
+            chunks=schedule["INT"],
+        )
+    video(flow, chunks, vae, "helios/prompt_timeline")
+
+
+def long_t2v(flow: "Flow") -> None:
+    """One minute of video, every chunk on disk."""
+    flow.note(
+        "A minute of video",
+        "Every finished chunk goes to `output/helios_runs/<run_name>` at once. Cancel, or lose power, and queue the "
+        "graph again: it goes on where it stopped and ends in the same file.\n\n"
+        "Change the prompt, or give one chunk another seed with `reroll` (as in `12:77`): only what comes after is "
+        "made again. Memory stays the same however long the video.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. What to show"):
+        positive = prompt(
+            flow,
+            clip,
+            "A river winds through a green valley in the morning. The camera flies slowly along it, low over the "
+            "water, past willows, a stone bridge and a mill.",
+        )
+        memory = flow.node("HeliosContext", title="Helios Context (from text)")
+    with flow.column("3. One minute, chunk by chunk on disk"):
+        long_video(flow, model, positive, memory, vae, run_name="minute", seconds=60.0, prefix="helios/minute")
+
+
+def extend_video(flow: "Flow") -> None:
+    """A clip goes on, and its end is saved to go on another day."""
+    flow.note(
+        "Extend a video",
+        "Helios goes on where a clip ends. To run without any clip at hand, this graph makes its own (step 2).\n\n"
+        "**Your own clip:** add a *Load Video* node, connect it to `video` of Helios Context, and delete the group "
+        "*A clip to extend*.\n\n"
+        "Save Memory keeps the end of the new video. Load it with *Helios Load Memory* in place of Helios Context to "
+        "go on from there exactly, without decoding and encoding again.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. A clip to extend"):
+        before = prompt(flow, clip, "A hot-air balloon rises slowly over misty hills at sunrise.")
+        start = flow.node("HeliosContext", title="Helios Context (from text)")
+        source = sampler(flow, model, before, start, chunks=1)
+    with flow.same_group_column():
+        source_clip = combine(flow, source, vae, "helios/extend_source")
+    with flow.column("3. Its continuation"):
+        memory = flow.node(
+            "HeliosContext", title="Helios Context (from a video)", video=source_clip["VIDEO"], vae=vae["VAE"]
+        )
+        after = prompt(flow, clip, "A hot-air balloon drifts over misty hills at sunrise. A second balloon comes up.")
+    with flow.column("4. Video, and its end to go on from"):
+        extended = long_video(flow, model, after, memory, vae, run_name="extend", chunks=4, prefix="helios/extended")
+        flow.node("HeliosSaveMemory", memory=extended["HELIOS_MEMORY"], filename_prefix="helios/extended")
+
+
+def branching(flow: "Flow") -> None:
+    """One beginning, two endings."""
+    flow.note(
+        "One beginning, two endings",
+        "The memory after the beginning goes to two Helios Long Video nodes, each with a prompt of its own. All three "
+        "share a run folder.\n\n"
+        "*Helios Rewind Memory* with the same `run_name` takes you back to any chunk of the beginning, to branch "
+        "earlier.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. The beginning"):
+        positive = prompt(flow, clip, "A lighthouse on a cliff in the evening, the sea below, gulls in the wind.")
+        memory = flow.node("HeliosContext", title="Helios Context (from text)")
+    with flow.same_group_column():
+        first = long_video(flow, model, positive, memory, vae, run_name="story", chunks=2, prefix="helios/beginning")
+    endings = {
+        "calm": "A lighthouse on a cliff at night under a clear sky full of stars, its light sweeping over a calm sea.",
+        "storm": "A lighthouse on a cliff in a violent storm, huge waves break against the rocks, lightning.",
+    }
+    for number, (name, text) in enumerate(endings.items(), start=1):
+        with flow.column(f"{number + 2}. Ending {number}"):
+            ending = prompt(flow, clip, text)
+            long_video(flow, model, ending, first, vae, run_name="story", chunks=2, prefix=f"helios/ending_{name}")
+
+
+def long_video(
+    flow: "Flow", model: "Node", positive: "Node", memory: "Node", vae: "Node", *, prefix: str, **values
+) -> "Node":
+    return flow.node(
+        "HeliosLongVideo",
+        model=model["MODEL"],
+        positive=positive["CONDITIONING"],
+        memory=memory["HELIOS_MEMORY"],
+        vae=vae["VAE"],
+        filename_prefix=prefix,
+        **values,
+    )
+
+
 def models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
     with flow.column("1. Models"):
         return (
@@ -179,7 +300,16 @@ def video(flow: "Flow", latents: "Node", vae: "Node", prefix: str, step: int = 4
         combine(flow, latents, vae, prefix)
 
 
-DESCRIPTIONS = {"t2v": t2v, "i2v": i2v, "v2v": v2v, "i2v_then_prompts": i2v_then_prompts}
+DESCRIPTIONS = {
+    "t2v": t2v,
+    "i2v": i2v,
+    "v2v": v2v,
+    "i2v_then_prompts": i2v_then_prompts,
+    "prompt_timeline": prompt_timeline,
+    "long_t2v": long_t2v,
+    "extend_video": extend_video,
+    "branching": branching,
+}
 
 
 @dataclass
@@ -311,6 +441,8 @@ def _slots_and_values(kind: str, specs: dict, settings: dict) -> tuple[list[dict
             continue
         slot["widget"] = {"name": name}
         value = settings.get(name)
+        if isinstance(value, tuple):  # linked; the widget keeps a value all the same
+            value = None
         values.append(_default(kind, name, input_type, options) if value is None else value)
         if options.get("control_after_generate"):
             values.append("fixed")

@@ -21,8 +21,8 @@ def info(comfyui):
 def graph(info, models):
     """t2v with a schedule for a prompt; ids of its parts under their own names."""
     graph = small_graph("t2v", info)
-    prompt, inputs = the_node(graph, "CLIPTextEncode")
-    sampler, sampling = the_node(graph, "HeliosChunkSampler")
+    _, inputs = the_node(graph, "CLIPTextEncode")
+    _, sampling = the_node(graph, "HeliosChunkSampler")
     graph["schedule"] = {
         "class_type": "HeliosPromptSchedule",
         "inputs": {

@@ -22,6 +22,7 @@ class Run:
     history: dict[str, Any]
     events: list[tuple[str, Any]]
     _caches: Any = field(repr=False)
+    executor: Any = field(default=None, repr=False)
 
     @property
     def error(self) -> str:
@@ -56,6 +57,7 @@ class ComfyUI:
     def __init__(self, home: Home):
         self.home = home
         self.load_warnings: list[str] = []
+        self._steps_to_interrupt = -1
         _point_to(home)
         # In this order: imported alone, nodes ends in a circular import.
         import utils.install_util  # noqa: F401
@@ -79,6 +81,9 @@ class ComfyUI:
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self._steps_to_interrupt -= 1
+        if self._steps_to_interrupt == 0:
+            comfy.model_management.interrupt_current_processing()
         self._server.send_sync("progress", {"value": value, "max": total})
         if preview is not None:
             self._server.send_sync("preview", preview)
@@ -88,8 +93,14 @@ class ComfyUI:
         names = self._nodes.NODE_CLASS_MAPPINGS if node_types is None else node_types
         return {name: _node_info(self._nodes.NODE_CLASS_MAPPINGS[name]) for name in names}
 
-    def run_graph(self, graph: dict[str, dict]) -> Run:
-        """Validate and execute an API-format graph with a fresh cache. Raises GraphRejected if it is not valid."""
+    def run_graph(
+        self, graph: dict[str, dict], *, after: Run | None = None, interrupt_after: int = -1
+    ) -> Run:
+        """Validate and execute an API-format graph. Raises GraphRejected if it is not valid.
+
+        The cache is fresh, or that of the run `after` which this one comes.
+        `interrupt_after`: press Cancel when progress has been reported that many times.
+        """
         import execution
 
         prompt_id = str(uuid.uuid4())
@@ -99,11 +110,15 @@ class ComfyUI:
         cache_sizes = {"cache_args": {"lru": 0, "ram": 0.0}}
         if "cache_args" not in inspect.signature(execution.PromptExecutor).parameters:
             cache_sizes = {}
-        executor = execution.PromptExecutor(self._server, cache_type=execution.CacheType.CLASSIC, **cache_sizes)
+        if after is None:
+            executor = execution.PromptExecutor(self._server, cache_type=execution.CacheType.CLASSIC, **cache_sizes)
+        else:
+            executor = after.executor
         self._server.events = []
+        self._steps_to_interrupt = interrupt_after
         self._server.last_prompt_id = prompt_id
         executor.execute(graph, prompt_id, {"client_id": "tests", "extra_pnginfo": {}}, outputs)
-        return Run(executor.success, executor.history_result, self._server.events, executor.caches)
+        return Run(executor.success, executor.history_result, self._server.events, executor.caches, executor)
 
 
 def _point_to(home: Home) -> None:
