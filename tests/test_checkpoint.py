@@ -255,11 +255,11 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path):
     """A file of zeros with holes: some 400 MB in float32, to be loaded in bfloat16."""
     config = TransformerConfig(num_attention_heads=8, text_dim=512, ffn_dim=4096, num_layers=6)
     file = tmp_path / "helios.safetensors"
-    header, offset = {}, 0
+    header, offset, largest = {}, 0, 0
     for name, parameter in HeliosTransformer(config, device="meta").named_parameters():
         end = offset + 4 * parameter.numel()
         header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [offset, end]}
-        offset = end
+        offset, largest = end, max(largest, end - offset)
     encoded = json.dumps(header).encode()
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
@@ -286,7 +286,8 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACK, env=environment)
     size, peak = json.loads(run.stdout)
     assert size > 180e6
-    assert 0.9 * size < peak < 1.15 * size
+    # Of the tensor that is read: the mapped file, its copy, and the copy in the model's dtype.
+    assert 0.9 * size < peak < size + 3 * largest
 
 
 # fp8 files
