@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from .home import Home
 
 START_SECONDS = 90
 RUN_SECONDS = 120
+TEXT_EVENT = 3  # BinaryEventTypes.TEXT of ComfyUI's protocol.py
 OUTCOMES = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -106,16 +108,21 @@ class Server:
             answer = response.read()
         return json.loads(answer) if answer else None
 
-    def run_graph(self, graph: dict, on_event: Callable[[str, dict], None] | None = None) -> ServerRun:
+    def run_graph(
+        self, graph: dict, on_event: Callable[[str, dict], None] | None = None, features: dict | None = None
+    ) -> ServerRun:
         """Queue an API-format graph and follow it to its end.
 
-        `on_event(name, data)` sees every event as it comes; binary preview frames have the name "preview".
+        `on_event(name, data)` sees every event as it comes; binary preview frames have the name "preview", words for
+        a node "progress_text". `features` is what the client says it can do, as ComfyUI's frontend does.
         """
         client_id = uuid.uuid4().hex
         connection = websocket.create_connection(
             f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=RUN_SECONDS
         )
         try:
+            if features is not None:
+                connection.send(json.dumps({"type": "feature_flags", "data": features}))
             prompt_id = self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
             events = _events_until_the_end(connection, prompt_id, on_event)
         finally:
@@ -134,7 +141,7 @@ def _events_until_the_end(connection, prompt_id, on_event) -> list[tuple[float, 
     while True:
         message = connection.recv()
         if isinstance(message, bytes):
-            name, data = "preview", {"size": len(message)}
+            name, data = _binary_event(message)
         else:
             message = json.loads(message)
             name, data = message["type"], message.get("data", {})
@@ -146,6 +153,14 @@ def _events_until_the_end(connection, prompt_id, on_event) -> list[tuple[float, 
         # Sent once the run is in the history, unlike the events of OUTCOMES.
         if name == "executing" and data["node"] is None:
             return events
+
+
+def _binary_event(message: bytes) -> tuple[str, dict]:
+    (kind,) = struct.unpack_from(">I", message)
+    if kind != TEXT_EVENT:
+        return "preview", {"size": len(message)}
+    (length,) = struct.unpack_from(">I", message, 4)
+    return "progress_text", {"node": message[8 : 8 + length].decode(), "text": message[8 + length :].decode()}
 
 
 def _free_port() -> int:
