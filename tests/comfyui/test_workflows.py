@@ -6,11 +6,21 @@ import json
 import numpy as np
 import pytest
 from harness.checkout import PACK
-from harness.samples import HEIGHT, NAMES, WIDTH, WORKFLOWS, nodes_of, read_clip, small_graph, the_node
+from harness.samples import (
+    HEIGHT,
+    NAMES,
+    VIDEO_NODES,
+    WIDTH,
+    WORKFLOWS,
+    nodes_of,
+    read_clip,
+    small_graph,
+    the_node,
+)
 
 FRAMES_PER_CHUNK = 33
-# Chunks that each sampler is told to make, in the order of the file, and how many the last video must have.
-CHUNKS = {"t2v": ([2], 2), "i2v": ([1], 1), "v2v": ([1, 1], 1), "i2v_then_prompts": ([1, 1, 1], 3)}
+# Chunks of the last video when every sampler makes one.
+CHUNKS = {"i2v_then_prompts": 3, "prompt_timeline": 2}
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +45,19 @@ def test_the_files_are_what_the_tool_makes_of_the_nodes_as_they_are_now(make_wor
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sample_workflow_runs_to_a_video_of_the_right_length_size_and_rate(name, comfyui, models, home, info):
     graph = small_graph(name, info)
-    chunks, num_saved = CHUNKS[name]
-    for (_, inputs), number in zip(nodes_of(graph, "HeliosChunkSampler"), chunks, strict=True):
-        inputs["chunks"] = number
+    for _, inputs in nodes_of(graph, "HeliosPromptSchedule"):  # tells its sampler how many chunks
+        inputs["text"] = "chunk 0: a fox\nchunk 1 blend 0: it looks up\nend 2.75s"
+    for _, inputs in nodes_of(graph, "HeliosChunkSampler"):
+        if not isinstance(inputs["chunks"], list):
+            inputs["chunks"] = 1
+    for _, inputs in nodes_of(graph, "HeliosLongVideo"):
+        inputs.update(seconds=0.0, chunks=1, run_name=f"{name} test")
     run = comfyui.run_graph(graph)
     assert run.success, run.error
-    last, _ = nodes_of(graph, "HeliosVideoCombine")[-1]
+    last, _ = [item for kind in VIDEO_NODES for item in nodes_of(graph, kind)][-1]
     (file,) = home.saved_files({"outputs": {last: run.history["outputs"][last]}})
     clip = read_clip(file)
-    assert clip.frames.shape == (FRAMES_PER_CHUNK * num_saved, HEIGHT, WIDTH, 3)
+    assert clip.frames.shape == (FRAMES_PER_CHUNK * CHUNKS.get(name, 1), HEIGHT, WIDTH, 3)
     assert clip.rate == 24
     assert json.loads(clip.metadata["prompt"]) == graph
 

@@ -12,7 +12,17 @@ from .checkout import PACK
 from .graph import to_api
 
 WORKFLOWS = PACK / "workflows"
-NAMES = ("t2v", "i2v", "v2v", "i2v_then_prompts")
+NAMES = (
+    "t2v",
+    "i2v",
+    "v2v",
+    "i2v_then_prompts",
+    "prompt_timeline",
+    "long_t2v",
+    "extend_video",
+    "branching",
+)
+VIDEO_NODES = ("HeliosVideoCombine", "HeliosLongVideo")
 WIDTH, HEIGHT = 128, 64
 
 
