@@ -115,10 +115,13 @@ def test_the_cost_of_the_preview_does_not_grow_with_its_length(tmp_path):
 
 
 def test_a_segment_depends_on_its_frames_alone(tmp_path):
+    """Not even on what was encoded and decoded in between, as it does with x264 left to itself."""
     write_segment(tmp_path / "a.mp4", clip(33), Encoding())
-    write_segment(tmp_path / "other.mp4", clip(33, 40), Encoding())
-    write_segment(tmp_path / "b.mp4", clip(33), Encoding())
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    for _ in range(6):
+        write_segment(tmp_path / "other.mp4", clip(33, 40), Encoding())
+        read_video(tmp_path / "other.mp4")
+        write_segment(tmp_path / "b.mp4", clip(33), Encoding())
+        assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_joining_gives_the_same_bytes_and_keeps_the_metadata(tmp_path):
