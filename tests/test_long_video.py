@@ -263,11 +263,15 @@ def test_a_consumer_that_walks_away_leaves_what_was_finished(tmp_path):
 # Flat
 
 
-def test_memory_stays_flat_from_chunk_5_to_chunk_40(make, tmp_path):
-    """Resident memory within 2 %, and exactly as many living tensors."""
+def test_memory_stays_flat_from_chunk_5_to_chunk_40(make):
+    """Resident memory within 2 %, and no more bytes of living tensors than one chunk being encoded holds."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1])
+
+    def tensor_bytes():
+        storages = [thing.untyped_storage() for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux to ask for the resident memory")
@@ -276,12 +280,12 @@ def test_memory_stays_flat_from_chunk_5_to_chunk_40(make, tmp_path):
     def watch(step):
         if step.chunk_index in (5, 40):
             gc.collect()
-            tensors = sum(1 for thing in gc.get_objects() if type(thing) is torch.Tensor)
-            seen[step.chunk_index] = (resident(), tensors)
+            seen[step.chunk_index] = (resident(), tensor_bytes())
 
     make(runs.video(41), hooks=Hooks(progress=watch))
     assert seen[40][0] == pytest.approx(seen[5][0], rel=0.02)
-    assert seen[40][1] <= seen[5][1] + 2  # what the background thread happens to hold
+    frames_of_a_chunk = 4 * 33 * runs.SIZE * runs.SIZE * 3
+    assert seen[40][1] <= seen[5][1] + frames_of_a_chunk
 
 
 # Command line
@@ -329,5 +333,5 @@ def test_the_finished_file_tells_how_it_was_made(tmp_path):
     run_cli("generate", "--prompt", "a fox", "--chunks", 1, "--out", tmp_path / "a.mp4", "--width", 64, "--height", 64)
     with av.open(str(tmp_path / "a.mp4")) as file:
         about = json.loads(file.metadata["helios"])
-    assert (about["prompt"], about["seed"]) == ("a fox", 0)
-    assert about["settings"]["steps"] == [2, 2, 2]
+    assert (about["seed"], about["settings"]["steps"]) == (0, [2, 2, 2])
+    assert "a fox" in json.dumps(about)
