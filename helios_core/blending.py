@@ -50,7 +50,8 @@ def blend_rows(old: torch.Tensor, new: torch.Tensor, weight: float, shape: str =
 class EncodedSchedule:
     """A schedule with its prompts encoded: `rows[i]` (1, L, text_dim) of segment i, and the pictures it names.
 
-    `pictures`: name -> (H, W, 3) in [0, 1], for every `anchor` in the schedule. Raises ValueError when one is missing.
+    `pictures`: name -> (H, W, 3), as the host encodes pictures, for every `anchor` in the schedule. Raises ValueError
+    when one is missing.
     """
 
     schedule: PromptSchedule
@@ -112,7 +113,7 @@ class EncodedSchedule:
         return seed if own is None else own
 
     def anchors_in(self, chunks: range) -> dict[int, torch.Tensor]:
-        """Chunk -> picture (H, W, 3) in [0, 1] that becomes the anchor before that chunk is made."""
+        """Chunk -> picture (H, W, 3) that becomes the anchor before that chunk is made."""
         starts = {segment.start: segment.anchor for segment in self.schedule.segments if segment.anchor is not None}
         return {chunk: self.pictures[starts[chunk]] for chunk in chunks if chunk in starts}
 

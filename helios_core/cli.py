@@ -31,9 +31,12 @@ from .demo import DemoModel
 from .drift import AntiDrift
 from .generate import CLIP_FRAMES, Job, ModelSource, PublishedModel, generate
 from .long_video import ChunkDone
+from .memory import HeliosMemory
 from .noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
 from .run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampler import Hooks, StepDone
+from .schedule import PromptSchedule
+from .schedule_text import parse_schedule
 from .segments import Encoding
 from .storage import load_memory, save_memory
 from .variant import sampling_advice
@@ -66,7 +69,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a video", description="Make a video, chunk by chunk.")
     make.set_defaults(run=run_generate)
-    make.add_argument("--prompt", required=True, help="what the video shows")
+    what = make.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="what the video shows")
+    what.add_argument(
+        "--schedule",
+        type=Path,
+        metavar="FILE",
+        help="prompts over time: a text file with lines such as '5s blend 2: it looks up' (see the help of the node "
+        "Helios Prompt Schedule), or JSON; anchor pictures are looked for beside it",
+    )
     make.add_argument("--negative-prompt", default="", help="what to stay away from (with guidance)")
     start = make.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, help="image-to-video: the picture to start from")
@@ -96,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--anti-drift", action="store_true", help="add noise to the model's view of the past when the picture drifts"
     )
-    make.add_argument("--chunks", type=int, default=4, help="chunks of 33 frames (default %(default)s)")
+    make.add_argument("--chunks", type=int, help="chunks of 33 frames (default: 4, or up to the schedule's end)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--out", type=Path, required=True, help="the mp4 to write")
     make.add_argument("--sheet", type=Path, help="also write a contact sheet (png) of the video")
@@ -169,12 +180,15 @@ def run_generate(options: argparse.Namespace) -> None:
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
     memory = load_memory(options.memory) if options.memory else None
+    schedule = read_schedule(options.schedule, options.frame_rate) if options.schedule else None
     job = Job(
-        prompt=options.prompt,
+        prompt=options.prompt or "",
         negative_prompt=options.negative_prompt,
         later_prompts=numbered(options.then, str),
         other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
-        num_chunks=options.chunks,
+        schedule=schedule,
+        pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
+        num_chunks=choose_length(options.chunks, schedule, memory),
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
         image=read_image(options.image) if options.image else None,
@@ -207,6 +221,33 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.sheet:
         contact_sheet(torch.cat(shown), columns=5, rows=len(shown)).save(options.sheet)
         logger.info("wrote %s", options.sheet)
+
+
+def read_schedule(path: Path, frame_rate: float) -> PromptSchedule:
+    """The schedule in a text or JSON file. Raises ValueError with the file's name, line and column."""
+    try:
+        return parse_schedule(path.read_text(encoding="utf-8-sig"), frame_rate=frame_rate)
+    except ValueError as fault:  # a file that is not UTF-8 among them
+        raise ValueError(f"{path}: {fault}") from fault
+
+
+def read_anchors(schedule: PromptSchedule, folder: Path) -> dict[str, torch.Tensor]:
+    """The pictures that a schedule names, from `folder`."""
+    names = {segment.anchor for segment in schedule.segments if segment.anchor is not None}
+    return {name: read_image(folder / name) for name in sorted(names)}
+
+
+def choose_length(chunks: int | None, schedule: PromptSchedule | None, memory: HeliosMemory | None) -> int:
+    """Number of chunks to make: as asked for, else up to the end of the schedule, else 4."""
+    if chunks is not None or schedule is None:
+        return 4 if chunks is None else chunks
+    first = 0 if memory is None else memory.chunk_index
+    if schedule.length <= first:
+        raise ValueError(
+            f"the schedule ends at chunk {schedule.length} and the memory is already at {first}; write a later end "
+            "into the schedule, or give --chunks"
+        )
+    return schedule.length - first
 
 
 def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]:

@@ -11,18 +11,20 @@ from typing import Protocol
 
 import torch
 
+from .blending import EncodedSchedule
 from .checkpoint import load_transformer, open_checkpoint
 from .codec import Codec, DiffusersWanCodec
-from .conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from .conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
 from .drift import AntiDrift
 from .fingerprint import file_fingerprint, fingerprint
 from .lead_in import write_lead_in
 from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
-from .noise import NoiseSource
+from .noise import NoiseSource, SeededNoise
 from .run_folder import RunFolder
 from .sampler import Hooks
+from .schedule import PromptSchedule, Segment
 from .segments import Encoding
 from .storage import ModelIdentity, check_memory
 from .text import umt5_rows
@@ -100,9 +102,10 @@ class Job:
     """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` goes on from a
     saved one exactly, none of them text-to-video.
 
-    `later_prompts` are prompts that hold from a chunk on, `other_noise` noise for single chunks; chunks are counted
-    from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one that
-    `video` is the end of.
+    `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
+    `pictures` are the anchors (H, W, 3) uint8 that it names. `other_noise` is noise for single chunks. Chunks are
+    counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one
+    that `video` is the end of.
     """
 
     prompt: str
@@ -111,6 +114,8 @@ class Job:
     height: int
     negative_prompt: str = ""
     later_prompts: Mapping[int, str] = field(default_factory=dict)
+    schedule: PromptSchedule | None = None
+    pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
     other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
@@ -133,25 +138,34 @@ class Job:
             raise ValueError(
                 f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
             )
-        first = 0 if self.memory is None else self.memory.chunk_index
+        chunks = self.chunks
         for chunk in (*self.later_prompts, *self.other_noise):
-            if not first <= chunk < first + self.num_chunks:
-                raise ValueError(
-                    f"chunk {chunk} is not made here; these are chunks {first} to {first + self.num_chunks - 1}"
-                )
+            if chunk not in chunks:
+                raise ValueError(f"chunk {chunk} is not made here; these are chunks {chunks[0]} to {chunks[-1]}")
+        if self.schedule is not None and self.later_prompts:
+            raise ValueError("both a schedule and later prompts are given; put the prompts into the schedule")
 
-    def prompt_of(self, chunk: int) -> str:
-        """The prompt of that chunk."""
-        latest = max((start for start in self.later_prompts if start <= chunk), default=None)
-        return self.prompt if latest is None else self.later_prompts[latest]
+    @property
+    def chunks(self) -> range:
+        """The chunks to make."""
+        first = 0 if self.memory is None else self.memory.chunk_index
+        return range(first, first + self.num_chunks)
+
+    def directions(self) -> PromptSchedule:
+        """The prompts of all chunks. Later prompts set in at once."""
+        if self.schedule is not None:
+            return self.schedule
+        prompts = sorted({0: self.prompt, **self.later_prompts}.items())
+        return PromptSchedule(tuple(Segment(start, prompt) for start, prompt in prompts), shape="step")
 
 
-def first_memory(job: Job, codec: Codec, noise: NoiseSource) -> HeliosMemory:
+def encoder(job: Job, codec: Codec) -> Encode:
+    """frames (T, H, W, 3) uint8 of any size -> latents at the job's size."""
+    return lambda frames: codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)))
+
+
+def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
     """The memory that the first chunk goes on from."""
-
-    def encode(frames: torch.Tensor) -> torch.Tensor:
-        return codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)))
-
     if job.memory is not None:
         return job.memory
     if job.image is not None:
@@ -174,19 +188,34 @@ def generate(
 ) -> Iterator[ChunkDone]:
     """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`."""
     job.check(settings)
-    texts = [*dict.fromkeys([job.prompt, *job.later_prompts.values(), *[job.negative_prompt] * settings.guided])]
+    directions = job.directions()
+    prompts = [segment.prompt for segment in directions.segments]
+    texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
     rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
+    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures)
     codec = source.load_codec()
+    encode = encoder(job, codec)
+    anchors = {chunk: encode(picture[None]) for chunk, picture in script.anchors_in(job.chunks).items()}
+
+    def plan(chunk: int) -> ChunkPlan:
+        seed = directions.segment_at(chunk).seed
+        return ChunkPlan(
+            rows=script.rows_for(chunk),
+            settings=script.settings_for(chunk, settings),
+            noise=job.other_noise.get(chunk, None if seed is None else SeededNoise(seed)),
+            anchor=anchors.get(chunk),
+        )
+
     video = LongVideo(
-        memory=first_memory(job, codec, noise),
+        memory=first_memory(job, encode, noise),
         num_chunks=job.num_chunks,
-        plan=lambda chunk: ChunkPlan(rows[job.prompt_of(chunk)], settings, job.other_noise.get(chunk)),
+        plan=plan,
         noise=noise,
         model=ModelIdentity(source.name, source.fingerprint),
-        negative=rows[job.negative_prompt] if settings.guided else None,
+        negative=rows[job.negative_prompt] if script.most_guided(job.chunks, settings).guided else None,
         anti_drift=job.anti_drift,
         encoding=job.encoding,
-        notes={"prompt": job.prompt, "later_prompts": dict(job.later_prompts), "negative": job.negative_prompt},
+        notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
     )
     lead_in = []
     if job.lead_in is not None:

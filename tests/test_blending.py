@@ -8,14 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from helios_core.blending import EncodedSchedule, blend_rows, sample_schedule
+from helios_core.cli import main
 from helios_core.conditioning import text_memory
 from helios_core.demo import DemoModel
 from helios_core.noise import SeededNoise
 from helios_core.sampler import sample_chunks
 from helios_core.schedule import PromptSchedule, Segment
 from helios_core.schedule_text import parse_schedule
+from helios_core.storage import load_memory
+from helios_core.video import to_pixels
 
 weights = st.floats(0.01, 0.99)
 
@@ -178,3 +182,40 @@ def test_a_single_prompt_is_a_schedule_too(demo):
     plain = [latents for latents, _ in sample_chunks(model, rows, memory, 2, SeededNoise(1), settings)]
     directed = run(demo, EncodedSchedule.of_one_prompt(rows), 2)
     assert [latents.equal(other) for latents, (other, _) in zip(plain, directed, strict=True)] == [True, True]
+
+
+SCRIPT = "0s: a fox\nchunk 1 blend 3 seed 9: a hare\nchunk 3 step anchor dusk.png: a crow\nend chunk 4\n"
+
+
+def test_the_command_line_follows_a_schedule(demo, tmp_path):
+    (tmp_path / "script.txt").write_text(SCRIPT, encoding="utf-8")
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(tmp_path / "dusk.png")
+    arguments = ["--width", "64", "--height", "64", "--steps", "1,1,1", "--seed", "1", "--device", "cpu"]
+    script_arguments = ["generate", "--schedule", str(tmp_path / "script.txt"), "--out", str(tmp_path / "out.mp4")]
+    memory_file = tmp_path / "last.helios.safetensors"
+    assert main([*script_arguments, *arguments, "--save-memory", str(memory_file)]) == 0
+
+    encode = DemoModel().load_codec().encode
+    picture = torch.tensor([200, 100, 50]).expand(1, 64, 64, 3).to(torch.uint8)
+    schedule = parse_schedule(SCRIPT)
+    script = EncodedSchedule.encode(schedule, demo[0].encode_prompts, {"dusk.png": picture[0]})
+    expected = run(demo, script, 4, anchors={3: encode(to_pixels(picture))})[-1][1]
+    saved = load_memory(memory_file)
+    assert saved.chunk_index == 4
+    assert saved.frames.equal(expected.frames)
+    assert saved.anchor.equal(expected.anchor)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("0s: a\n-3s: b", [], "script.txt: line 2, column 1: expected a start"),
+        ("0s: a", ["--then", "2:b"], "put the prompts into the schedule"),
+        ("0s anchor no.png: a", [], "no.png"),
+    ],
+)
+def test_the_command_line_tells_what_is_wrong_with_a_schedule(text, options, message, tmp_path, caplog):
+    (tmp_path / "script.txt").write_text(text, encoding="utf-8")
+    arguments = ["--schedule", str(tmp_path / "script.txt"), "--out", str(tmp_path / "out.mp4"), *options]
+    assert main(["generate", *arguments]) == 2
+    assert message in caplog.text
