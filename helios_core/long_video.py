@@ -173,6 +173,8 @@ def make_video(
     when the disk is full (told beforehand as far as it can be) or cannot be written.
     """
     video.check()
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"cannot write {path.name}: a long video is an mp4, so the file name must end in .mp4")
     with folder.locked():
         run = _Run(video, folder, load_model, decode, hooks or Hooks())
         run.check_disk(path)

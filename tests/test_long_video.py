@@ -224,6 +224,8 @@ def test_what_cannot_work_is_told_before_anything_is_made(tmp_path, make):
     for message, faulty_job in faulty.items():
         with pytest.raises(ValueError, match=message):
             make(faulty_job)
+    with pytest.raises(ValueError, match=r"must end in \.mp4"):
+        runs.make(job, tmp_path / "run", tmp_path / "out.webm")
     assert not (tmp_path / "run").exists()
 
 
