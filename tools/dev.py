@@ -21,7 +21,7 @@ TORCH = "torch==2.13.0"
 # Frameworks a ComfyUI checkout asks for without version; torchaudio is left out (two audio nodes need it).
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 COMFYUI_TEST_PACKAGES = [
-    "hypothesis", "playwright", "pytest", "pytest-timeout", "requests", "scikit-image", "websocket-client",
+    "hypothesis", "playwright", "pytest", "pytest-timeout", "requests", "scikit-image", "websocket-client", "gguf",
 ]  # fmt: skip
 
 
