@@ -83,12 +83,15 @@ class EncodedSchedule:
         return cls(schedule, tuple(rows[segment.prompt] for segment in schedule.segments), pictures or {})
 
     def add(self, segment: Segment, rows: torch.Tensor) -> EncodedSchedule:
-        """With another segment after the last. Raises ValueError when it does not start later than that."""
-        return replace(
-            self,
-            schedule=replace(self.schedule, segments=(*self.schedule.segments, segment)),
-            rows=(*self.rows, rows),
+        """With another segment after the last; an end that lies before it is dropped. Raises ValueError when it does
+        not start later than the last."""
+        end = self.schedule.num_chunks
+        schedule = replace(
+            self.schedule,
+            segments=(*self.schedule.segments, segment),
+            num_chunks=end if end is not None and end > segment.start else None,
         )
+        return replace(self, schedule=schedule, rows=(*self.rows, rows))
 
     def to(self, device: torch.device | str) -> EncodedSchedule:
         """With the rows on `device`."""
@@ -106,11 +109,6 @@ class EncodedSchedule:
         """`settings` with the guidance of the chunk's segment, if it has its own."""
         scale = self.schedule.segment_at(chunk).guidance_scale
         return settings if scale is None else replace(settings, guidance_scale=scale)
-
-    def seed_for(self, chunk: int, seed: int) -> int:
-        """The seed of the chunk's segment, else `seed`."""
-        own = self.schedule.segment_at(chunk).seed
-        return seed if own is None else own
 
     def anchors_in(self, chunks: range) -> dict[int, torch.Tensor]:
         """Chunk -> picture (H, W, 3) that becomes the anchor before that chunk is made."""

@@ -108,6 +108,15 @@ def test_each_distinct_prompt_is_encoded_once():
     assert script.rows[0] is script.rows[2]
 
 
+def test_a_segment_is_added_after_the_last_and_moves_an_end_that_it_lies_behind(demo):
+    script = encode(demo, "0s: a fox\nend chunk 3")
+    rows = script.rows[0]
+    assert script.add(Segment(2, "b"), rows).schedule.num_chunks == 3
+    assert script.add(Segment(3, "b"), rows).schedule.num_chunks is None
+    with pytest.raises(ValueError, match="two segments start at chunk 0"):
+        script.add(Segment(0, "b"), rows)
+
+
 def test_rows_of_a_chunk_are_blended_as_the_schedule_says(demo):
     script = encode(demo, "0s: a fox\nchunk 2 blend 3: a hare\nchunk 6 blend 4 spherical: a crow")
     fox, hare, crow = script.rows

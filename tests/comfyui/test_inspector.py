@@ -64,7 +64,8 @@ def test_drift_of_latents_of_their_frames_and_of_the_file_agree(comfyui, graph):
     for latents, images in zip(reports["latents"]["chunks"], reports["images"]["chunks"], strict=True):
         assert latents == pytest.approx(images, abs=0.01, rel=0.01)
     lightness = [report["first"]["lightness"] for report in reports.values()]
-    assert lightness[2] == pytest.approx(lightness[0], abs=1.5), "the file differs by its encoding only"
+    # The picture of random weights is coloured noise, of which the file's halved colour resolution loses some.
+    assert lightness[2] == pytest.approx(lightness[0], abs=4)
 
 
 def test_a_report_needs_one_source(comfyui, graph):
