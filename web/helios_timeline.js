@@ -13,8 +13,20 @@ app.registerExtension({
     },
 });
 
+/** A function that, a moment after its last call, has ComfyUI look whether the workflow changed: it keeps drafts and
+ * its own undo by that, and looks by itself only when it sees a mouse button go up, or a key that is not ours. */
+function changeNoter() {
+    let timer;
+    return () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.(), 300);
+    };
+}
+
 function attach(node) {
-    const widgets = Object.fromEntries(WATCHED.map((name) => [name, node.widgets?.find((widget) => widget.name === name)]));
+    const noteChange = changeNoter();
+    const find = (name) => node.widgets?.find((widget) => widget.name === name);
+    const widgets = Object.fromEntries(WATCHED.map((name) => [name, find(name)]));
     if (WATCHED.some((name) => !widgets[name])) {
         console.warn("Helios Prompt Schedule lacks widgets that its timeline needs; only the text is shown.");
         return;
@@ -32,6 +44,7 @@ function attach(node) {
             widgets.text.value = text;
             widgets.text.callback?.(text);
             node.graph?.setDirtyCanvas(true, true);
+            noteChange();
         },
     });
     // Last, and not saved itself, so that the values saved by position are the same with and without this script.

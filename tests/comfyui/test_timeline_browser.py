@@ -190,6 +190,20 @@ def test_enter_edits_the_prompt_and_escape_leaves_it(timeline):
     assert timeline.page.evaluate("() => document.activeElement.getAttribute('aria-selected')") == "true"
 
 
+def test_a_double_click_edits_the_prompt(timeline):
+    timeline.block(1).dblclick()
+    timeline.press("End")
+    timeline.page.keyboard.type(" at last")
+    assert "5.5s blend 3: it looks up at last\n" in timeline.text
+
+
+def test_comfyui_takes_note_of_an_edit_for_its_drafts_and_its_own_undo(timeline):
+    timeline.drag(timeline.block(1), 1)
+    timeline.page.wait_for_timeout(600)
+    state = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.activeState.nodes[0].widgets_values[0]"
+    assert timeline.page.evaluate(state) == timeline.text
+
+
 def test_fields_set_the_options_of_the_chosen_segment(timeline, tmp_path):
     timeline.block(2).click()
     fields = timeline.page.locator(".helios-timeline .fields")

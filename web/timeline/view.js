@@ -4,7 +4,7 @@
 import * as model from "./model.js";
 import { CSS, HUES } from "./style.js";
 import {
-    chunkSeconds, formatSchedule, formatSeconds, optionFault, parseSchedule, readOption, SHAPES,
+    chunkSeconds, formatSchedule, optionFault, parseSchedule, readOption, ScheduleError, SHAPES,
 } from "./text.js";
 
 const KEYS =
@@ -18,6 +18,7 @@ const FIELDS = [
 ];
 const SECONDS_BETWEEN_TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
 const MIN_CHUNK_WIDTH = 12; // px, below which the timeline scrolls
+const DOUBLE_CLICK_MS = 400;
 
 /**
  * `read()` gives {text, frameRate, blend, shape, replacedBy}, `write(text)` changes the text. Call `refresh` when the
@@ -68,7 +69,6 @@ export class Timeline {
         this.track.addEventListener("pointermove", (event) => this.onPointerMove(event));
         this.track.addEventListener("pointerup", (event) => this.onPointerUp(event));
         this.track.addEventListener("pointercancel", () => this.cancelDrag());
-        this.track.addEventListener("dblclick", () => this.promptField.focus());
         // What happens on the timeline is no dragging of the node and no shortcut of the page.
         for (const name of ["pointerdown", "mousedown", "dblclick", "keydown", "copy", "paste", "cut"]) {
             this.element.addEventListener(name, (event) => event.stopPropagation());
@@ -118,22 +118,33 @@ export class Timeline {
         this.frameRate = given.frameRate;
         this.defaults = { blend: given.blend, shape: given.shape };
         if (given.text !== this.history.text) this.history.reset(given.text);
+        this.document = null;
         let message = given.replacedBy && `The schedule comes from ${given.replacedBy}; the text here is not used.`;
-        let isError = false;
-        try {
-            if (/^[ \t\r\n]*\{/.test(given.text)) throw new Error("The text is JSON, which the timeline does not edit.");
-            this.document = parseSchedule(given.text, given.frameRate);
-            this.selected = Math.min(this.selected, this.document.segments.length - 1);
-        } catch (fault) {
-            this.document = null;
-            isError = fault.line !== undefined;
-            message = fault.message;
+        let fault = null;
+        if (/^[ \t\r\n]*\{/.test(given.text)) {
+            message = "The text is JSON, which the timeline does not edit.";
+        } else {
+            try {
+                this.document = parseSchedule(given.text, given.frameRate);
+            } catch (error) {
+                if (!(error instanceof ScheduleError)) throw error;
+                fault = error;
+            }
         }
         this.cancelDrag();
+        if (this.document) {
+            this.selected = Math.min(this.selected, this.document.segments.length - 1);
+            message ||= this.tooShort();
+        }
         this.draw(this.document);
-        if (!message) message = this.tooShort();
+        this.tell(fault?.message ?? message, { isError: fault !== null });
+    }
+
+    /** Show a message below the timeline, or none. */
+    tell(message, { isError }) {
         this.note.hidden = !message;
         this.note.classList.toggle("mild", !isError);
+        // Said again only when it is another one.
         if (this.note.textContent !== message) this.note.textContent = message;
     }
 
@@ -275,9 +286,7 @@ export class Timeline {
         const fault = text && optionFault(name, text);
         field.setAttribute("aria-invalid", String(Boolean(fault)));
         if (fault) {
-            this.note.hidden = false;
-            this.note.classList.remove("mild");
-            this.note.textContent = fault;
+            this.tell(fault, { isError: true });
         } else {
             this.edit({ [name]: text ? readOption(name, text) : null });
             this.refresh();
@@ -386,12 +395,14 @@ export class Timeline {
 
     onPointerUp(event) {
         if (!this.drag) return;
-        const { document } = this.drag;
+        const { document, index } = this.drag;
         this.cancelDrag();
-        this.track.releasePointerCapture?.(event.pointerId);
-        if (document === this.document) this.draw(this.document);
         this.commit(document);
         this.announce();
+        // The page's own dblclick never comes: the block that was pressed has been drawn anew since.
+        const isSecond = this.click?.index === index && event.timeStamp - this.click.time < DOUBLE_CLICK_MS;
+        this.click = { index, time: event.timeStamp };
+        if (isSecond) this.promptField.focus();
     }
 
     cancelDrag() {
