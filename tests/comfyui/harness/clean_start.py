@@ -29,7 +29,7 @@ def is_host(name: str) -> bool:
 
 
 def is_library(name: str) -> bool:
-    return PACK_FOLDER not in name and name.split(".")[0] not in sys.stdlib_module_names
+    return PACK_FOLDER not in name and name.split(".", maxsplit=1)[0] not in sys.stdlib_module_names
 
 
 def snapshot() -> dict[str, int]:
