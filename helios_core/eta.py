@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from .config import SamplingSettings, TransformerConfig
 from .cost import stage_costs
@@ -24,25 +24,36 @@ def step_costs(
 
 
 class JobClock:
-    """Told each step as it is done (`step_done`), knows the `fraction` of the job's work done and `seconds_left`.
+    """Told each step of the sampler as it is done, knows the `fraction` of the job's work done and `seconds_left`.
 
-    `costs` are those of all steps in order. The first step is left out of the measured speed: weights move and kernels
-    are chosen in it. `clock` gives seconds.
+    `costs` are those of the steps of each chunk in order, the first being chunk `first_chunk` of the video. A chunk
+    that no step is told of was found finished: it counts as done, and tells nothing of the speed. The first step is
+    left out of the measured speed too: weights move and kernels are chosen in it. `clock` gives seconds.
     """
 
-    def __init__(self, costs: Iterable[int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._costs = list(costs)
-        self._total = sum(self._costs)
+    def __init__(
+        self, costs: Sequence[Sequence[int]], first_chunk: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._costs = costs
+        self._total = sum(map(sum, costs))
+        self._first_chunk = first_chunk
         self._clock = clock
-        self._num_done = 0
+        self._at = (0, 0)  # chunk and step that come next
         self._done = 0
-        self._warm: tuple[float, int] | None = None  # time and work done when the first step with any work ended
+        self._measured = 0
+        self._warm: tuple[float, int] | None = None  # time and work measured when the first step with any work ended
 
-    def step_done(self) -> None:
-        self._done += self._costs[self._num_done]
-        self._num_done += 1
-        if self._warm is None and self._done:
-            self._warm = (self._clock(), self._done)
+    def step_done(self, chunk_index: int) -> None:
+        """A step of chunk `chunk_index` of the video is done."""
+        chunk, step = self._at
+        while chunk < chunk_index - self._first_chunk:
+            self._done += sum(self._costs[chunk][step:])
+            chunk, step = chunk + 1, 0
+        self._done += self._costs[chunk][step]
+        self._measured += self._costs[chunk][step]
+        self._at = (chunk, step + 1)
+        if self._warm is None and self._measured:
+            self._warm = (self._clock(), self._measured)
 
     @property
     def fraction(self) -> float:
@@ -52,10 +63,10 @@ class JobClock:
     @property
     def seconds_left(self) -> float | None:
         """At the speed measured so far; None while nothing is measured."""
-        if self._warm is None or self._done == self._warm[1]:
+        if self._warm is None or self._measured == self._warm[1]:
             return None
         since, work = self._warm
-        return (self._total - self._done) * (self._clock() - since) / (self._done - work)
+        return (self._total - self._done) * (self._clock() - since) / (self._measured - work)
 
 
 def in_words(seconds: float) -> str:

@@ -4,7 +4,7 @@ The bar and the picture are the events that ComfyUI's own samplers send, and all
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import comfy.latent_formats
 import comfy.utils
@@ -23,21 +23,22 @@ COLUMNS = 3  # of the picture: nine frames are 3 x 3
 
 
 class Progress:
-    """The sampler's progress hook for one node: `num_chunks` chunks, and the cost of each of their steps in order."""
+    """The sampler's progress hook for one node: chunks from `first_chunk` of the video on, with the cost of each of
+    their steps in order."""
 
     def __init__(
-        self, node_id: str | None, num_chunks: int, step_costs: Iterable[int], device: torch.device, first_chunk: int
+        self, node_id: str | None, step_costs: Sequence[Sequence[int]], first_chunk: int, device: torch.device
     ) -> None:
         self.node_id = node_id
-        self.num_chunks = num_chunks
+        self.num_chunks = len(step_costs)
         self.first_chunk = first_chunk
-        self.clock = JobClock(step_costs)
-        self.bar = comfy.utils.ProgressBar(num_chunks * UNITS_PER_CHUNK)
+        self.clock = JobClock(step_costs, first_chunk)
+        self.bar = comfy.utils.ProgressBar(self.num_chunks * UNITS_PER_CHUNK)
         previewer = latent_preview.get_previewer(device, comfy.latent_formats.Wan21())
         self.preview = None if previewer is None else Preview(previewer)
 
     def __call__(self, step: StepDone) -> None:
-        self.clock.step_done()
+        self.clock.step_done(step.chunk_index)
         picture = None
         if self.preview is not None:
             picture = ("JPEG", self.preview.draw(step), latent_preview.MAX_PREVIEW_RESOLUTION)

@@ -77,14 +77,13 @@ def sampling_run(
     comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
 
     costs = [
-        cost
+        step_costs(config, own, memory.width, memory.height, chunk_index)
         for chunk_index, own in enumerate(settings, start=memory.chunk_index)
-        for cost in step_costs(config, own, memory.width, memory.height, chunk_index)
     ]
     patcher.pre_run()
     try:
         yield Hooks(
-            progress=Progress(node_id, len(settings), costs, device, memory.chunk_index),
+            progress=Progress(node_id, costs, memory.chunk_index, device),
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )

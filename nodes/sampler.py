@@ -136,20 +136,19 @@ class HeliosChunkSampler(io.ComfyNode):
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
-        latents = [chunk for chunk, _ in run.chunks]
-        if run.chunks:
-            _, memory = run.chunks[-1]
-        span = range(memory.chunk_index, span.stop)
 
         device = model.load_device
         with sampling_run(
             model, memory, [script.settings_for(chunk, settings) for chunk in span], cls.hidden.unique_id
         ) as hooks:
+            latents = [chunk for chunk, _ in run.chunks]
+            if run.chunks:
+                _, memory = run.chunks[-1]
             for chunk, next_memory in sample_schedule(
                 helios.diffusion_model,
                 script.to(device),
                 memory,
-                len(span),
+                chunks - len(latents),
                 lambda own: noise_source(noise, seed if own is None else own, device),
                 settings,
                 negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,

@@ -24,13 +24,15 @@ def test_the_steps_of_a_chunk_cost_together_what_its_forwards_cost(variant, chun
 
 
 def test_with_time_proportional_to_work_the_estimate_is_right_from_the_second_step_on():
-    costs = step_costs(CONFIG, VARIANTS["distilled"], 640, 384, 0) * 2
+    chunks = [step_costs(CONFIG, VARIANTS["distilled"], 640, 384, chunk) for chunk in (0, 1)]
+    costs = [cost for chunk in chunks for cost in chunk]
+    places = [7] * len(chunks[0]) + [8] * len(chunks[1])
     now = 0.0
-    clock = JobClock(costs, clock=lambda: now)
+    clock = JobClock(chunks, first_chunk=7, clock=lambda: now)
     now = 100.0  # loading: no step is to blame for it
-    for number, cost in enumerate(costs, start=1):
+    for number, (place, cost) in enumerate(zip(places, costs, strict=True), start=1):
         now += cost / 1e15
-        clock.step_done()
+        clock.step_done(place)
         left = sum(costs[number:]) / 1e15
         assert clock.fraction == pytest.approx(sum(costs[:number]) / sum(costs))
         if number == 1:
@@ -40,13 +42,24 @@ def test_with_time_proportional_to_work_the_estimate_is_right_from_the_second_st
     assert clock.fraction == 1
 
 
+def test_chunks_found_finished_count_as_done_and_not_as_speed():
+    now = 0.0
+    clock = JobClock([[1, 3], [1, 3], [1, 3], [1, 3]], clock=lambda: now)
+    clock.step_done(2)  # chunks 0 and 1 were there
+    assert clock.fraction == 9 / 16
+    now = 6.0
+    clock.step_done(2)
+    assert clock.fraction == 12 / 16
+    assert clock.seconds_left == pytest.approx(4 * 6.0 / 3)
+
+
 def test_steps_without_a_forward_move_nothing_and_are_not_taken_for_the_measure():
     settings = replace(VARIANTS["mid"], steps=(3, 1, 1))
     costs = step_costs(CONFIG, settings, 640, 384, 0)
     assert costs[:2] == [0, 0]
-    clock = JobClock(costs, clock=lambda: 0.0)
-    clock.step_done()
-    clock.step_done()
+    clock = JobClock([costs], clock=lambda: 0.0)
+    clock.step_done(0)
+    clock.step_done(0)
     assert clock.fraction == 0
     assert clock.seconds_left is None
 

@@ -72,6 +72,8 @@ def test_a_stopped_run_queued_again_makes_only_the_chunks_that_were_not_finished
     assert attention.done == ATTENTIONS_PER_CHUNK
     assert np.array_equal(again.output(SAMPLER)["samples"], whole)
     assert again.output(SAMPLER, 1).chunk_index == 3
+    values = [data["value"] for data in again.progress]
+    assert 2000 < values[0] < values[-1] == 3000, "the bar is that of the whole job"
     assert live_objects("UnfinishedRun") == []
 
 
