@@ -1,8 +1,6 @@
 """Helios Video Combine: latents or frames, and sound -> a video file."""
 
-import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +9,6 @@ import comfy.utils
 import folder_paths
 import psutil
 import torch
-from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -20,6 +17,8 @@ from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
 from ..helios_core.video import VideoWriter
 from .context import check_vae
+from .folders import next_path
+from .graph_metadata import graph_metadata
 from .model import check_cancelled
 from .video_wire import sound_of_audio, sound_of_video
 from .wires import CATEGORY, check_chunk_latents
@@ -156,10 +155,7 @@ class HeliosVideoCombine(io.ComfyNode):
         sound = choose_sound(audio, source_video, audio_start)
         kept = allocate_images(num_frames, height, width) if return_images and images is None else None
 
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
-        path = Path(folder) / f"{name}_{counter:05}_{chosen.suffix}"
+        path, subfolder = next_path(filename_prefix, chosen.suffix, width, height)
         with ExitStack() as stack:
             writer = stack.enter_context(
                 VideoWriter(
@@ -168,7 +164,7 @@ class HeliosVideoCombine(io.ComfyNode):
                     height=height,
                     frame_rate=frame_rate,
                     crf=crf,
-                    metadata=cls.metadata(),
+                    metadata=graph_metadata(cls.hidden),
                     format=chosen,
                     pixel_format=pix_fmt,
                     sound=sound,
@@ -191,25 +187,6 @@ class HeliosVideoCombine(io.ComfyNode):
             image_output(images if return_images and images is not None else kept),
             ui=ui.PreviewVideo([shown]),
         )
-
-    @classmethod
-    def metadata(cls) -> dict[str, str]:
-        """The graph, under the names ComfyUI itself uses, so that the file dropped on ComfyUI opens it."""
-        if args.disable_metadata:
-            return {}
-        values = dict(cls.hidden.extra_pnginfo or {})
-        if cls.hidden.prompt is not None:
-            values["prompt"] = cls.hidden.prompt
-        return {key: json_with_counted_braces(value) for key, value in values.items()}
-
-
-def json_with_counted_braces(value) -> str:
-    """JSON in which no text has a brace: ComfyUI's reader of webm finds the end of the graph by counting them."""
-
-    def escaped(text: re.Match) -> str:
-        return text[0].replace("{", r"\u007b").replace("}", r"\u007d")
-
-    return re.sub(r'"(?:[^"\\]|\\.)*"', escaped, json.dumps(value))
 
 
 def choose_sound(audio: dict | None, source_video, start: float) -> Sound | None:

@@ -1,12 +1,10 @@
 """Helios Long Video: the whole journey from a memory to a file, chunk by chunk on disk, resumable."""
 
-import json
 import math
 from functools import partial
 
 import comfy.model_management
 import torch
-from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.blending import EncodedSchedule
@@ -20,6 +18,7 @@ from ..helios_core.run_folder import RunFolder
 from ..helios_core.segments import Encoding
 from .context import check_vae, encode_anchors
 from .folders import next_path, run_path
+from .graph_metadata import graph_metadata
 from .identity import model_identity
 from .model import helios_model
 from .run import sampling_run
@@ -249,16 +248,6 @@ def load_model(model, memory, guided: bool):
 def decode(helios, vae, latents: torch.Tensor) -> torch.Tensor:
     """Latents (1, 16, 9, h, w) in model space -> frames (33, H, W, 3) in [0, 1]."""
     return vae.decode(helios.process_latent_out(latents))[0]
-
-
-def graph_metadata(hidden) -> dict[str, str]:
-    """The graph, under the names ComfyUI itself uses, so that the file dropped on ComfyUI opens it."""
-    if args.disable_metadata:
-        return {}
-    values = dict(hidden.extra_pnginfo or {})
-    if hidden.prompt is not None:
-        values["prompt"] = hidden.prompt
-    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
