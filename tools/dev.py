@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -50,11 +51,15 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Core tests against diffusers, then the tests inside each ComfyUI that COMFYUI_PATH names."""
+    """Core tests against diffusers, tests of web/, then the tests inside each ComfyUI that COMFYUI_PATH names."""
     python = environment(".venv-test", ["-r", str(ROOT / "requirements-dev.txt")])
     without_comfyui = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
     status = run([python, "-m", "ruff", "check", "."])
     status = run([python, "-m", "pytest", *arguments], env=without_comfyui) or status
+    if node := shutil.which("node"):
+        status = run([node, "--test", "tests/web"]) or status
+    else:
+        print("The tests of web/ are skipped: there is no node on this machine", flush=True)
     for checkout in filter(None, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)):
         comfyui = Path(checkout).expanduser().resolve()
         python = comfyui_environment(comfyui)
