@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from .checkpoint import Checkpoint, parameter_dtypes
 from .checkpoint_config import make_metadata
 from .config import variant_of
+from .storage import written_atomically
 from .transformer import HeliosTransformer
 
 logger = logging.getLogger(__name__)
@@ -103,20 +102,13 @@ def write_safetensors(
     free = shutil.disk_usage(path.parent).free
     if free < end:
         raise OSError(f"{path} needs {end / 2**30:.2f} GiB; free there are {free / 2**30:.2f} GiB. Make room first")
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with unfinished.open("xb") as stream:
-            stream.write(len(encoded).to_bytes(8, "little") + encoded)
-            for number, name in enumerate(names):
-                if number % 100 == 0 and number:
-                    logger.info("wrote %d of %d tensors", number, len(names))
-                tensor = read(name).detach().cpu().contiguous()
-                if (tensor.dtype, tuple(tensor.shape)) != plan[name]:
-                    raise ValueError(f"{name} came as {tensor.dtype} {tuple(tensor.shape)}; planned was {plan[name]}")
-                stream.write(tensor.flatten().view(torch.uint8).numpy())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_atomically(path) as unfinished, unfinished.open("xb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for number, name in enumerate(names):
+            if number % 100 == 0 and number:
+                logger.info("wrote %d of %d tensors", number, len(names))
+            tensor = read(name).detach().cpu().contiguous()
+            if (tensor.dtype, tuple(tensor.shape)) != plan[name]:
+                raise ValueError(f"{name} came as {tensor.dtype} {tuple(tensor.shape)}; planned was {plan[name]}")
+            stream.write(tensor.flatten().view(torch.uint8).numpy())
     logger.info("wrote %s: %d tensors, %.2f GiB", path, len(names), end / 2**30)
