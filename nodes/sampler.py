@@ -29,7 +29,8 @@ class HeliosChunkSampler(io.ComfyNode):
             display_name="Helios Chunk Sampler",
             category=CATEGORY,
             description="Makes chunks of 33 frames that go on from a memory. Chain samplers through the memory to "
-            "change the prompt or the seed as the video goes on; the latents hold one chunk per batch element.",
+            "change the prompt or the seed as the video goes on; the latents hold one chunk per batch element. "
+            "A run that was stopped goes on after its finished chunks when it is queued again with nothing changed.",
             inputs=[
                 io.Model.Input("model", tooltip="A Helios model."),
                 io.MultiType.Input(

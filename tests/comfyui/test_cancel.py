@@ -118,7 +118,9 @@ def test_running_out_of_memory_names_chunk_and_stage_and_what_to_lower(comfyui, 
     assert "This error means you ran out of memory on your GPU" in error
 
 
-def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_goes_on_after_the_finished_chunks(server: Server):
+def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_goes_on_after_the_finished_chunks(
+    server: Server, record_property
+):
     # Stages of very different length: chunk 1 is done soon, chunk 2 would take long.
     graph = latents_graph(server.object_info(), chunks=2, steps="40,1,1")
     graph[SAMPLER]["inputs"]["amplify_first_chunk"] = False
@@ -135,7 +137,8 @@ def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_goes_on_after_
     stopped = server.run_graph(graph, on_event=interrupt_in_the_second_chunk)
     assert stopped.outcome == "execution_interrupted"
     (ended,) = [moment for moment, name, _ in stopped.events if name == "execution_interrupted"]
-    assert ended - asked[0] < 1.0
+    record_property("seconds to the end", ended - asked[0])
+    assert ended - asked[0] < 2.0
     again = server.run_graph(graph)
     assert again.outcome == "execution_success"
     steps = [data for data in again.named("progress") if data["node"] == SAMPLER]

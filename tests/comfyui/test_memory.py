@@ -22,7 +22,8 @@ def live_objects(*class_names: str) -> list:
 def live_bytes() -> int:
     """Bytes of all tensors' storages, each counted once."""
     gc.collect()
-    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    # Not its subclasses: what a compiler keeps has no storage.
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
