@@ -257,10 +257,10 @@ def test_latent_from_batch_takes_chunks_and_latent_batch_joins_them_again(three_
 def test_create_video_and_save_video_write_the_frames_with_the_workflow_in_the_file(three_chunks, run, home):
     frames = decode(three_chunks, SAMPLER)
     three_chunks["video"] = {"class_type": "CreateVideo", "inputs": {"images": [frames, 0], "fps": 24.0}}
-    inputs = {"video": ["video", 0], "filename_prefix": "native", "format": "mp4", "codec": "h264"}
+    inputs = {"video": ["video", 0], "filename_prefix": "native_save_video", "format": "mp4", "codec": "h264"}
     three_chunks["write"] = {"class_type": "SaveVideo", "inputs": inputs}
     run(three_chunks)
-    (file,) = Path(home.output).glob("native*.mp4")
+    (file,) = Path(home.output).glob("native_save_video*.mp4")
     clip = read_clip(file)
     assert clip.frames.shape == (99, 64, 64, 3)
     assert json.loads(clip.metadata["prompt"]) == three_chunks

@@ -6,6 +6,7 @@ The module imports nothing of ComfyUI itself: `start` has to name the base direc
 import asyncio
 import inspect
 import logging
+import math
 import sys
 import uuid
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class ComfyUI:
     def __init__(self, home: Home):
         self.home = home
         self.load_warnings: list[str] = []
-        self._steps_to_interrupt = -1
+        self._interrupt_at = math.inf
         _point_to(home)
         # In this order: imported alone, nodes ends in a circular import.
         import utils.install_util  # noqa: F401
@@ -81,8 +82,8 @@ class ComfyUI:
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self._steps_to_interrupt -= 1
-        if self._steps_to_interrupt == 0:
+        if value >= self._interrupt_at * total:
+            self._interrupt_at = math.inf
             comfy.model_management.interrupt_current_processing()
         self._server.send_sync("progress", {"value": value, "max": total})
         if preview is not None:
@@ -94,12 +95,12 @@ class ComfyUI:
         return {name: _node_info(self._nodes.NODE_CLASS_MAPPINGS[name]) for name in names}
 
     def run_graph(
-        self, graph: dict[str, dict], *, after: Run | None = None, interrupt_after: int = -1
+        self, graph: dict[str, dict], *, after: Run | None = None, interrupt_at: float = math.inf
     ) -> Run:
         """Validate and execute an API-format graph. Raises GraphRejected if it is not valid.
 
         The cache is fresh, or that of the run `after` which this one comes.
-        `interrupt_after`: press Cancel when progress has been reported that many times.
+        `interrupt_at`: press Cancel when a progress bar gets to that fraction.
         """
         import execution
 
@@ -115,7 +116,7 @@ class ComfyUI:
         else:
             executor = after.executor
         self._server.events = []
-        self._steps_to_interrupt = interrupt_after
+        self._interrupt_at = interrupt_at
         self._server.last_prompt_id = prompt_id
         executor.execute(graph, prompt_id, {"client_id": "tests", "extra_pnginfo": {}}, outputs)
         return Run(executor.success, executor.history_result, self._server.events, executor.caches, executor)
