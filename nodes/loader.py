@@ -74,7 +74,7 @@ class HeliosLoader(io.ComfyNode):
                     "precision; fp8_e4m3fn_fast also multiplies in fp8 where the card can, and loses more.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="Helios, for the Helios samplers.")],
         )
 
     @classmethod

@@ -45,6 +45,17 @@ TIMELINE = """\
 end 15.125s
 """
 
+MINUTE = """\
+# One scene for ten seconds or so; a longer blend where the light or the weather changes.
+0s: A small harbour town before sunrise, blue light, mist over still water. The camera drifts slowly past the boats.
+11s blend 4: The sun rises over the harbour town, golden light on the boats, gulls take off. The camera drifts on.
+22s blend 3: A red fishing boat leaves the harbour at morning, its wake glitters. The camera follows close behind.
+33s blend 4: The red fishing boat on the open sea at noon, long waves, spray over the bow. The camera follows.
+44s blend 6 spherical: Dark clouds gather over the red fishing boat, rain on the grey sea, wind. The camera follows.
+53.625s blend 3: The rain stops, the sun breaks through low clouds behind the red fishing boat, the sea turns gold.
+end 60s
+"""
+
 TITLE_HEIGHT = 30
 SLOT_HEIGHT = 20
 WIDGET_HEIGHT = 24
@@ -57,6 +68,9 @@ SIZES = {
     "HeliosVideoCombine": (480, 560),
     "HeliosLongVideo": (420, 860),
     "HeliosPromptSchedule": (600, 660),
+    "HeliosDriftReport": (420, 420),
+    "HeliosMemoryInspector": (420, 420),
+    "PreviewImage": (560, 420),
 }
 WIDTH = 320
 
@@ -207,6 +221,42 @@ def long_t2v(flow: "Flow") -> None:
         long_video(flow, model, positive, memory, vae, run_name="minute", seconds=60.0, prefix="helios/minute")
 
 
+def directed_minute(flow: "Flow") -> None:
+    """A minute of six scenes, and what became of it."""
+    flow.note(
+        "A directed minute",
+        "Six scenes, each blending into the next, go into one video of 44 chunks. The schedule tells Helios Long "
+        "Video how long it is. Every finished chunk is on disk: cancel and queue again to go on, or change a scene "
+        "and only what comes after its start is made again.\n\n"
+        "**Drift** compares the beginning of the finished video with its end; scenes differ, so look for a slow fall "
+        "of sharpness or motion rather than for zero. It reads the whole video: 4.3 GB of RAM at 640 x 384. "
+        "**Memory** shows the past that a next chunk would go on from.",
+    )
+    model, clip, vae = models(flow)
+    with flow.column("2. Six scenes"):
+        schedule = flow.node("HeliosPromptSchedule", clip=clip["CLIP"], text=MINUTE)
+        memory = flow.node("HeliosContext", title="Helios Context (from text)")
+    with flow.column("3. One minute, chunk by chunk on disk"):
+        video = flow.node(
+            "HeliosLongVideo",
+            model=model["MODEL"],
+            positive=schedule["HELIOS_SCHEDULE"],
+            memory=memory["HELIOS_MEMORY"],
+            vae=vae["VAE"],
+            chunks=schedule["INT"],
+            run_name="directed_minute",
+            filename_prefix="helios/directed_minute",
+        )
+    with flow.column("4. Did it drift? What does it remember?"):
+        drift = flow.node("HeliosDriftReport", video=video["VIDEO"])
+        inspector = flow.node(
+            "HeliosMemoryInspector", memory=video["HELIOS_MEMORY"], vae=vae["VAE"], model=model["MODEL"]
+        )
+    with flow.same_group_column():
+        flow.node("PreviewImage", title="Drift", images=drift["IMAGE"])
+        flow.node("PreviewImage", title="Memory", images=inspector["IMAGE"])
+
+
 def extend_video(flow: "Flow") -> None:
     """A clip goes on, and its end is saved to go on another day."""
     flow.note(
@@ -307,6 +357,7 @@ DESCRIPTIONS = {
     "i2v_then_prompts": i2v_then_prompts,
     "prompt_timeline": prompt_timeline,
     "long_t2v": long_t2v,
+    "directed_minute": directed_minute,
     "extend_video": extend_video,
     "branching": branching,
 }

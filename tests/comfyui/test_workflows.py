@@ -20,7 +20,7 @@ from harness.samples import (
 
 FRAMES_PER_CHUNK = 33
 # Chunks of the last video when every sampler makes one.
-CHUNKS = {"i2v_then_prompts": 3, "prompt_timeline": 2}
+CHUNKS = {"i2v_then_prompts": 3, "prompt_timeline": 2, "directed_minute": 2}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,12 @@ def test_a_sample_workflow_runs_to_a_video_of_the_right_length_size_and_rate(nam
     graph = small_graph(name, info)
     for _, inputs in nodes_of(graph, "HeliosPromptSchedule"):  # tells its sampler how many chunks
         inputs["text"] = "chunk 0: a fox\nchunk 1 blend 0: it looks up\nend 2.75s"
-    for _, inputs in nodes_of(graph, "HeliosChunkSampler"):
-        if not isinstance(inputs["chunks"], list):
-            inputs["chunks"] = 1
     for _, inputs in nodes_of(graph, "HeliosLongVideo"):
-        inputs.update(seconds=0.0, chunks=1, run_name=f"{name} test")
+        inputs.update(seconds=0.0, run_name=f"{name} test")
+    for kind in ("HeliosChunkSampler", "HeliosLongVideo"):
+        for _, inputs in nodes_of(graph, kind):
+            if not isinstance(inputs["chunks"], list):
+                inputs["chunks"] = 1
     run = comfyui.run_graph(graph)
     assert run.success, run.error
     last, _ = [item for kind in VIDEO_NODES for item in nodes_of(graph, kind)][-1]

@@ -19,6 +19,7 @@ NAMES = (
     "i2v_then_prompts",
     "prompt_timeline",
     "long_t2v",
+    "directed_minute",
     "extend_video",
     "branching",
 )
