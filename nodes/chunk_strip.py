@@ -18,7 +18,8 @@ list "helios_run" and with the states of the end, so that it is in ComfyUI's his
     node, run_name, take, first_chunk, num_chunks    as above
     chunk                        counted from 0 at the start of the video
     state                        "queued", "running" (from its first step to the end of its encoding), "done", or
-                                 "stopped": the run ended before the chunk did
+                                 "stopped": the run ended before that; a chunk whose sampling was finished is on
+                                 disk all the same, and reused
     reused                       it was found on disk
     seconds_of_video             length of this run's video to the end of this chunk
     filename, subfolder, type    what ComfyUI's /view takes to play the chunk; null before it is done

@@ -108,10 +108,22 @@ def test_chunks_found_on_disk_are_told_as_reused_and_a_reroll_makes_only_later_o
     assert all(data["thumbnail"] for data in final.values())
 
 
-def test_a_cancelled_run_tells_which_chunk_was_stopped(comfyui, graph):
-    run = comfyui.run_graph(graph, interrupt_after=10)  # the first chunk has twice the steps: 6 + 3, then the third
-    assert not run.success
+def test_a_cancelled_run_tells_which_chunk_was_stopped(comfyui, graph, module, monkeypatch):
+    from comfy import model_management
+
+    send = module._send
+
+    def cancel_in_the_third_chunk(event, payload):
+        send(event, payload)
+        if (payload.get("chunk"), payload.get("state")) == (2, "running"):
+            model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(module, "_send", cancel_in_the_third_chunk)
+    run = comfyui.run_graph(graph)
+    assert (run.success, run.error) == (False, "")
     assert states(run)[-1] == (2, "stopped")
+    assert {data["chunk"]: data["state"] for data in told(run)}[0] == "done"
+    assert threads("helios-thumbnail") == []
 
 
 def test_with_and_without_a_client_the_file_has_the_same_bytes(comfyui, home, graph, module, monkeypatch):
@@ -120,11 +132,10 @@ def test_with_and_without_a_client_the_file_has_the_same_bytes(comfyui, home, gr
     expected = video_bytes(watched, graph, home)
     chunks = home.output / "helios_runs" / inputs_of(graph)["run_name"]
     chunks.rename(chunks.with_name(chunks.name + " watched"))
-    sent = []
-    monkeypatch.setattr(module, "_send", lambda event, payload: sent.append(event))  # as with no client: tells nobody
+    monkeypatch.setattr(module, "_send", lambda event, payload: None)  # as without a client
     alone = comfyui.run_graph(graph)
     assert not told(alone)
-    assert len(alone.progress) == len(watched.progress) == 12  # made anew
+    assert not any(chunk["reused"] for chunk in last_told(alone, graph)["chunks"])
     assert video_bytes(alone, graph, home) == expected
 
 

@@ -75,6 +75,7 @@ export class ChunkStrip {
         const [picture, number, state] = [make("img", { alt: "", hidden: true }), make("span"), make("span")];
         tile.append(picture, make("div", { className: "label" }, [number, state]));
         Object.assign(tile, { picture, number, state });
+        tile.addEventListener("focus", () => this.select(position));
         tile.addEventListener("click", () => {
             this.select(position);
             this.play();
@@ -156,6 +157,7 @@ export class ChunkStrip {
 
     select(position) {
         const before = this.selected;
+        if (position === before && this.tiles[before] === this.element.ownerDocument.activeElement) return;
         this.selected = Math.max(0, Math.min(position, this.tiles.length - 1));
         if (before < this.tiles.length) this.drawTile(before);
         this.drawTile(this.selected);
