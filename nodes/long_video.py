@@ -16,6 +16,7 @@ from ..helios_core.long_video import ChunkPlan, LongVideo, make_video
 from ..helios_core.noise import SeededNoise
 from ..helios_core.run_folder import RunFolder
 from ..helios_core.segments import Encoding
+from .chunk_strip import ChunkStrip
 from .context import check_vae, encode_anchors
 from .folders import next_path, run_path
 from .graph_metadata import graph_metadata
@@ -197,20 +198,25 @@ class HeliosLongVideo(io.ComfyNode):
         )
         video.check()
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
-        with sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], cls.hidden.unique_id) as hooks:
-            for done in make_video(
+        folder, node_id = RunFolder(run_path(run_name)), cls.hidden.unique_id
+        with (
+            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as hooks,
+            ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
+        ):
+            for last in make_video(
                 video,
-                RunFolder(run_path(run_name)),
+                folder,
                 path,
                 load_model=partial(load_model, model, memory, guided),
                 decode=partial(decode, helios, vae),
-                hooks=hooks,
+                hooks=strip.watch(hooks),
                 metadata=graph_metadata(cls.hidden),
             ):
-                last = done
+                strip.done(last)
         last_frame = last.frames()[-1:].float() / 255
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last.memory(), last_frame, ui=ui.PreviewVideo([saved]))
+        shown = {**ui.PreviewVideo([saved]).as_dict(), "helios_run": [strip.run()]}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last.memory(), last_frame, ui=shown)
 
 
 class Plan:
