@@ -81,10 +81,14 @@ def test_what_a_translation_lacks_or_has_too_much_is_named(tool):
     ]
 
 
-def test_every_node_has_a_help_page(pack_nodes):
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (PACK / "web" / "docs").glob("*.md")}
-    assert set(pages) == pack_nodes
+def test_every_node_has_a_help_page_in_both_languages(pack_nodes):
+    folder = PACK / "web" / "docs"
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    chinese = {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/zh.md")}
+    assert set(pages) == set(chinese) == pack_nodes
     assert [name for name, page in pages.items() if not page.startswith("# ") or len(page) < 200] == []
+    titles = {node: f"# {words['display_name']}" for node, words in read_texts("zh").items()}
+    assert {name: page.splitlines()[0] for name, page in chinese.items()} == titles
 
 
 def test_the_server_hands_the_texts_to_the_frontend(server):
