@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE, VAE_TEMPORAL_STRIDE
+from .config import (
+    FRAMES_PER_CHUNK,
+    LATENT_CHANNELS,
+    LATENT_FRAMES_PER_CHUNK,
+    VAE_SPATIAL_STRIDE,
+    VAE_TEMPORAL_STRIDE,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
-
-LATENT_CHANNELS = 16
 
 
 class Codec(Protocol):
@@ -117,10 +121,7 @@ class _Basis:
         in_time, in_space = _cosines(num_frames), _cosines(VAE_SPATIAL_STRIDE)
         self.num_frames = num_frames
         self.patterns = torch.stack(
-            [
-                torch.einsum("c,q,y,x->cqyx", colours[c], in_time[t], in_space[y], in_space[x])
-                for c, t, y, x, _ in table
-            ]
+            [torch.einsum("c,q,y,x->cqyx", colours[c], in_time[t], in_space[y], in_space[x]) for c, t, y, x, _ in table]
         )
         # An orthonormal coefficient is sqrt(values in a block) times the pixel deviation it explains.
         spreads = torch.tensor([spread for *_, spread in table], dtype=torch.float64)
@@ -186,18 +187,14 @@ class DiffusersWanCodec:
         try:
             from diffusers import AutoencoderKLWan  # optional: only this method needs it
         except ImportError as fault:
-            raise ImportError(
-                "reading a diffusers VAE needs diffusers 0.33 or newer: pip install diffusers"
-            ) from fault
+            raise ImportError("reading a diffusers VAE needs diffusers 0.33 or newer: pip install diffusers") from fault
         path = Path(path)
         for folder in (path / "vae", path):
             if (folder / "config.json").is_file():
                 break
         else:
             raise FileNotFoundError(f"no VAE in {path}: expected config.json there or in its folder vae")
-        vae = AutoencoderKLWan.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
         return cls(vae.to(device).eval().requires_grad_(False), noise=noise)
 
     @torch.no_grad()
@@ -233,9 +230,7 @@ class DiffusersWanCodec:
         return mean.to(**where), inverse_std.to(**where)
 
 
-def _by_chunk(
-    code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int
-) -> torch.Tensor:
+def _by_chunk(code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Code each `num_frames` along dim 2 alone and join the results."""
     return torch.cat([code(chunk) for chunk in video.split(num_frames, dim=2)], dim=2)
 
@@ -259,9 +254,7 @@ def _check_pixels(pixels: torch.Tensor) -> None:
 
 def _check_latents(latents: torch.Tensor) -> None:
     if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS or not all(latents.shape):
-        raise ValueError(
-            f"latents have shape {tuple(latents.shape)}; expected (B, {LATENT_CHANNELS}, T, h, w)"
-        )
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, {LATENT_CHANNELS}, T, h, w)")
     num_latent_frames = latents.shape[2]
     if num_latent_frames > LATENT_FRAMES_PER_CHUNK and num_latent_frames % LATENT_FRAMES_PER_CHUNK:
         raise ValueError(

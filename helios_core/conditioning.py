@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE, MemoryConfig
+from .config import FRAMES_PER_CHUNK, LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE, MemoryConfig
 from .memory import HeliosMemory, Provenance
 from .noise import Key, NoiseSource
 
-LATENT_CHANNELS = 16
 DEFAULT_SIGMA_RANGE = (0.111, 0.135)
 
 # encode(frames (T, H, W, 3)) -> latents (1, C, 1 + (T - 1) / 4, h, w) in model space, for T = 1 or 33

@@ -17,6 +17,7 @@ from typing import Any, Literal
 # The Wan VAE squeezes 8x8 pixels and, after the first frame, 4 frames into one latent position.
 VAE_SPATIAL_STRIDE = 8
 VAE_TEMPORAL_STRIDE = 4
+LATENT_CHANNELS = 16
 LATENT_FRAMES_PER_CHUNK = 9
 FRAMES_PER_CHUNK = (LATENT_FRAMES_PER_CHUNK - 1) * VAE_TEMPORAL_STRIDE + 1  # 33
 FRAME_RATE = 24  # frames per second, the rate Helios was trained at

@@ -1,4 +1,4 @@
-"""How far a job is and how long the rest takes, counted counted by work: the stages' steps differ in cost."""
+"""How far a job is and how long the rest takes, counted by work: the stages' steps differ in cost."""
 
 from __future__ import annotations
 
