@@ -209,14 +209,18 @@ def run_generate(options: argparse.Namespace) -> None:
         source.name, job.num_chunks, FRAMES_PER_CHUNK, job.width, job.height, list(settings.steps), folder.path,
     )  # fmt: skip
     shown = []
-    hooks = Hooks(progress=log_step)
-    for done in generate(source, job, settings, noise, folder=folder, path=options.out, hooks=hooks):
+
+    def tell(done: ChunkDone) -> None:
         logger.info("%s", describe_chunk(done))
         if options.sheet:
             shown.append(done.frames()[::8])
-        if options.save_memory and done.num_done == done.num_chunks:
-            save_memory(done.memory(), options.save_memory)
-            logger.info("saved the memory after chunk %d to %s", done.chunk, options.save_memory)
+
+    last = generate(
+        source, job, settings, noise, folder=folder, path=options.out, tell=tell, hooks=Hooks(progress=log_step)
+    )
+    if options.save_memory:
+        save_memory(last.memory(), options.save_memory)
+        logger.info("saved the memory after chunk %d to %s", last.chunk, options.save_memory)
     logger.info("wrote %s (%d frames)", options.out, job.num_chunks * FRAMES_PER_CHUNK)
     if options.sheet:
         contact_sheet(torch.cat(shown), columns=5, rows=len(shown)).save(options.sheet)

@@ -203,16 +203,16 @@ class HeliosLongVideo(io.ComfyNode):
             sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as hooks,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
-            for last in make_video(
+            last = make_video(
                 video,
                 folder,
                 path,
                 load_model=partial(load_model, model, memory, guided),
                 decode=partial(decode, helios, vae),
+                tell=strip.done,
                 hooks=strip.watch(hooks),
                 metadata=graph_metadata(cls.hidden),
-            ):
-                strip.done(last)
+            )
         last_frame = last.frames()[-1:].float() / 255
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         shown = {**ui.PreviewVideo([saved]).as_dict(), "helios_run": [strip.run()]}
