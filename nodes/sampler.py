@@ -141,7 +141,7 @@ class HeliosChunkSampler(io.ComfyNode):
         device = model.load_device
         with sampling_run(
             model, memory, [script.settings_for(chunk, settings) for chunk in span], cls.hidden.unique_id
-        ) as hooks:
+        ) as sampling:
             latents = [chunk for chunk, _ in run.chunks]
             if run.chunks:
                 _, memory = run.chunks[-1]
@@ -154,7 +154,7 @@ class HeliosChunkSampler(io.ComfyNode):
                 settings,
                 negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,
                 anchors=anchors,
-                hooks=hooks,
+                hooks=sampling.hooks,
                 model_name=helios.name,
             ):
                 latents.append(chunk.to(comfy.model_management.intermediate_device()))
