@@ -44,6 +44,24 @@ class StripPage:
         self.page.wait_for_selector(".helios-strip")
         self.page.wait_for_timeout(300)
 
+    def tell(self, event: str, payload: dict) -> None:
+        """As if the server had sent it."""
+        self.page.evaluate("([event, payload]) => app.api.dispatchCustomEvent(event, payload)", [event, payload])
+
+    def show_run(self, chunks: list[dict], run_name: str = "shown", inputs: dict | None = None) -> None:
+        """Have the strip show a run that never was, of the node's `inputs`; `chunks` are how they differ from queued
+        ones."""
+        node = self.page.evaluate("() => app.graph._nodes.find(node => node.type === 'HeliosLongVideo').id")
+        about = {"node": str(node), "run_name": run_name, "take": 0, "first_chunk": 0, "num_chunks": len(chunks)}
+        place = {"filename": None, "subfolder": None, "type": None}
+        queued = {**about, **place, "state": "queued", "reused": False, "seconds_of_video": 1.375, "thumbnail": None}
+        told = [{**queued, "chunk": number, **news} for number, news in enumerate(chunks)]
+        self.tell("helios.run", {**about, "inputs": {str(node): inputs or {}}, "chunks": told})
+
+    @property
+    def thumbnails(self) -> list[str]:
+        return self.tiles.locator("img").evaluate_all("(pictures) => pictures.map((picture) => picture.src)")
+
     def run(self) -> None:
         assert self.harness.run() == "execution_success"
         self.page.wait_for_timeout(300)
@@ -93,12 +111,36 @@ class StripPage:
         self.harness.screenshot(folder / f"{name}_{self.version}.png")
 
 
+USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+HOSTILE = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
+
+
 @pytest.fixture(scope="module")
-def strip(server):
+def browser():
     with chromium(EXECUTABLE) as browser:
-        server.post("/api/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
-        page = browser.new_page(viewport={"width": 1400, "height": 1100})
-        yield StripPage(page, server)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def strip(browser, server):
+    server.post("/api/settings", USUAL)
+    return StripPage(browser.new_page(viewport={"width": 1400, "height": 1100}), server)
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """A page with other settings, which are as usual again afterwards."""
+    pages = []
+
+    def open_page(**settings) -> StripPage:
+        server.post("/api/settings", USUAL | {f"Comfy.{name.replace('_', '.')}": value for name, value in settings.items()})
+        pages.append(browser.new_page(viewport={"width": 1400, "height": 1100}))
+        return StripPage(pages[-1], server)
+
+    yield open_page
+    server.post("/api/settings", USUAL)
+    for page in pages:
+        page.close()
 
 
 def test_chunks_are_shown_played_rerolled_and_only_later_ones_are_made_again(strip, tmp_path):
@@ -193,6 +235,83 @@ def test_the_strip_is_not_saved_and_comes_back_after_a_reload(strip, tmp_path):
     strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
     assert strip.states == ["done"] * 3
     strip.screenshot("strip_reload", tmp_path)
+
+
+def test_every_state_of_a_chunk_has_a_word_and_a_border_of_its_own(strip, tmp_path):
+    pictures = strip.thumbnails
+    there = {"state": "done", "filename": "a.mp4", "subfolder": "", "type": "output"}
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": "2:7"})
+    strip.show_run(
+        [{**there, "thumbnail": pictures[0]}, there, {**there, "thumbnail": pictures[2]}]
+        + [{"state": state} for state in ("running", "stopped", "queued")],
+        inputs={"seed": strip.widget("seed"), "reroll": ""},
+    )
+    assert strip.tiles.locator(".label span:last-child").all_inner_texts() == [
+        "done", "done", "stale", "running", "stopped", "queued",
+    ]  # fmt: skip
+    borders = strip.tiles.evaluate_all(
+        "(tiles) => tiles.map((tile) => [getComputedStyle(tile).borderStyle, getComputedStyle(tile).borderColor].join())"
+    )
+    assert len(set(borders)) == 5
+    strip.screenshot("strip_states", tmp_path)
+
+
+def test_markup_in_what_a_run_tells_never_becomes_an_element(strip):
+    news = {name: HOSTILE for name in ("state", "filename", "subfolder", "type", "thumbnail")}
+    strip.show_run([news, {**news, "state": "done"}], run_name=HOSTILE)
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": f"1:{HOSTILE}"})
+    strip.press("Give this chunk another seed; later ones keep theirs (R)")
+    assert HOSTILE in strip.page.locator(".helios-strip .where").inner_text()
+    root = strip.page.locator(".helios-strip")
+    assert root.locator("script, a, iframe").count() == 0
+    assert root.locator("img").count() == strip.tiles.count()
+    assert strip.page.evaluate("() => window.pwned") is None
+
+
+def test_in_vue_nodes_chunks_are_shown_played_and_rerolled_too(open_page, tmp_path):
+    strip = open_page(VueNodes_Enabled=True)
+    if strip.version.startswith("1.27."):
+        pytest.skip("this frontend's experimental Vue nodes show no DOM widget of any pack")
+    strip.open("strip vue")
+    strip.run()
+    assert strip.states == ["done"] * 3
+    strip.tiles.nth(1).click()
+    strip.page.wait_for_function("() => document.querySelector('.helios-strip video').readyState >= 2")
+    strip.screenshot("strip_vue", tmp_path)
+    strip.press("Give this chunk another seed; later ones keep theirs (R)")
+    assert strip.widget("reroll").startswith("1:")
+    assert strip.states == ["done", "stale", "stale"]
+
+
+def test_the_strip_is_readable_in_the_light_theme(open_page, tmp_path):
+    strip = open_page(ColorPalette="light")
+    strip.open("strip branch")  # finished above
+    strip.run()
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": "2:5"})
+    strip.screenshot("strip_light", tmp_path)
+    for selector in (".helios-strip button", ".helios-strip .where"):
+        colours = strip.page.locator(selector).first.evaluate(
+            "(element) => [getComputedStyle(element).color, getComputedStyle(element.closest('.helios-strip')).backgroundColor]"
+        )
+        assert colours[0] != colours[1]
+
+
+def test_strip_and_timeline_speak_chinese_when_comfyui_does(open_page, tmp_path):
+    strip = open_page(Locale="zh")
+    strip.open("strip branch")
+    strip.run()
+    strip.page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode('HeliosPromptSchedule')
+            node.pos = [app.graph._nodes.find(node => node.type === 'HeliosLongVideo').pos[0] + 460, 0]
+            app.graph.add(node)
+        }"""
+    )
+    strip.page.wait_for_selector(".helios-timeline .block")
+    strip.screenshot("chinese", tmp_path)
+    assert strip.page.locator(".helios-strip button").all_inner_texts() == ["▶ 播放", "重抽", "从此重做", "从此分支"]
+    assert strip.page.locator(".helios-timeline button").all_inner_texts()[2:] == ["拆分", "复制", "删除"]
+    assert strip.tiles.first.locator(".label span:last-child").inner_text() == "完成"
 
 
 def test_no_error_was_told_to_the_console(strip):

@@ -10,7 +10,7 @@ const KEYS =
     "Left and Right choose a chunk, Home and End the first and last. Enter or Space plays it, Escape ends that. " +
     "R gives it another seed, D redoes the video from it, B branches after it.";
 const EMPTY = "The chunks are shown here when the video is made.";
-const HEIGHT = 170; // px
+const HEIGHT = 176; // px, of which ComfyUI keeps 20 free around the strip
 const PLAYER_HEIGHT = 210;
 
 /**
