@@ -9,10 +9,7 @@ on, and rolling the dice again for one chunk are the same act. No more than two 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +20,16 @@ from typing import Any
 
 import torch
 
-from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .config import FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .disk import check_disk, estimate_disk_use
 from .drift import AntiDrift, DriftReport, DriftState
+from .eta import Pace
 from .fingerprint import fingerprint
 from .memory import HeliosMemory
 from .noise import NoiseSource, restore_stream, stream_state
 from .run_folder import Past, RunFolder, StoredChunk, make_key
 from .sampler import Hooks, check_job, sample_chunk
-from .segments import Encoding, GrowingVideo, join_segments, video_bytes, write_segment
+from .segments import Encoding, GrowingVideo, join_segments, write_segment
 from .storage import ModelIdentity, check_memory, remove_unfinished
 from .transformer import HeliosTransformer, PromptContext
 from .video import read_video
@@ -179,7 +178,8 @@ def make_video(
         raise ValueError(f"cannot write {path.name}: a long video is an mp4, so the file name must end in .mp4")
     with folder.locked():
         run = _Run(video, folder, load_model, decode, tell, hooks or Hooks())
-        run.check_disk(path)
+        missing = sum(not folder.chunk_path(key).is_file() for key in run.keys)
+        check_disk(folder.path, path.parent, estimate_disk_use(video.memory, video.num_chunks, num_missing=missing))
         folder.note("take", keys=run.keys, **run.facts())
         run.make_chunks(decode_in_background, lead_in)
         segments = [folder.segment_path(key) for key in run.segment_keys]
@@ -254,24 +254,6 @@ class _Run:
             "notes": dict(video.notes),
         }
 
-    def check_disk(self, path: Path) -> None:
-        """Raise OSError, with the numbers, when what is missing will not fit."""
-        missing = sum(not self.folder.chunk_path(key).is_file() for key in self.keys)
-        use = estimate_disk_use(self.video.memory, self.video.num_chunks, num_missing=missing)
-        logger.info("%s will take about %.1f MB more on disk", self.folder.path, (use.run_folder + use.video) / 1e6)
-        needs = [(self.folder.path, use.run_folder), (path.parent, use.video)]
-        if os.stat(needs[0][0]).st_dev == os.stat(needs[1][0]).st_dev:
-            needs = [(self.folder.path, use.run_folder + use.video)]
-        for place, needed in needs:
-            free = shutil.disk_usage(place).free
-            if free < needed:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"{self.video.num_chunks} chunks need about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
-                    "free; free some space, remove old runs (python -m helios_core runs), or make fewer chunks",
-                    str(place),
-                )
-
     # Making it
 
     def make_chunks(self, decode_in_background: bool, lead_in: Sequence[Path]) -> None:
@@ -279,7 +261,7 @@ class _Run:
         preview = GrowingVideo(self.folder.preview_path)
         for segment in lead_in:
             preview.append(segment)
-        progress = _Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
+        progress = Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
         with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
             try:
                 for position, key in enumerate(self.keys):
@@ -386,7 +368,7 @@ class _Run:
 
     # Telling of it
 
-    def _event(self, position: int, reused: bool, pace: _Pace) -> Callable[[], ChunkDone]:
+    def _event(self, position: int, reused: bool, pace: Pace) -> Callable[[], ChunkDone]:
         video = self.video
         num_frames = (position + 1) * FRAMES_PER_CHUNK
         segment = self.folder.segment_path(self.segment_keys[position])
@@ -431,53 +413,3 @@ class _Run:
 
 def _finish(encode: Callable[[], Path], preview: GrowingVideo) -> None:
     preview.append(encode())
-
-
-class _Pace:
-    """How fast chunks are made in this session."""
-
-    def __init__(self, num_missing: int) -> None:
-        self.num_missing = num_missing
-        self.num_made = 0
-        self.started: float | None = None
-        self.seconds = 0.0
-        self._mark = time.monotonic()
-
-    def count(self, *, made: bool) -> None:
-        """A chunk is there; only the time of those that were made counts."""
-        now = time.monotonic()
-        if made:
-            self.num_made += 1
-            self.seconds += now - self._mark
-        self._mark = now
-
-    @property
-    def frames_per_second(self) -> float | None:
-        return self.num_made * FRAMES_PER_CHUNK / self.seconds if self.seconds else None
-
-    @property
-    def eta_seconds(self) -> float | None:
-        if not self.num_made:
-            return None
-        return max(0, self.num_missing - self.num_made) * self.seconds / self.num_made
-
-
-@dataclass(frozen=True)
-class DiskUse:
-    """Bytes: `run_folder` grows by the first number, and the finished file takes the second."""
-
-    run_folder: int
-    video: int
-
-
-def estimate_disk_use(memory: HeliosMemory, num_chunks: int, *, num_missing: int | None = None) -> DiskUse:
-    """What a video of `num_chunks` chunks that go on from `memory` takes on disk, `num_missing` of them not yet there.
-
-    Latents and memory are counted exactly; the size of video depends on the picture and is a generous guess.
-    """
-    num_missing = num_chunks if num_missing is None else num_missing
-    batch_size, channels, num_frames, height, width = memory.frames.shape
-    # Latents, memory and anchor, 4 bytes each.
-    chunk = 4 * batch_size * channels * height * width * (LATENT_FRAMES_PER_CHUNK + num_frames + 1)
-    chunk_video = video_bytes(memory.width, memory.height, FRAMES_PER_CHUNK)
-    return DiskUse(num_missing * (chunk + chunk_video) + num_chunks * chunk_video, num_chunks * chunk_video)

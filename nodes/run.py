@@ -19,6 +19,7 @@ from ..helios_core.eta import step_costs
 from ..helios_core.memory import HeliosMemory
 from ..helios_core.sampler import Hooks, OutOfMemoryError
 from ..helios_core.transformer import HeliosTransformer
+from ..helios_core.variant import sampling_advice
 from .model import check_cancelled, helios_model
 from .progress import Progress
 
@@ -60,7 +61,7 @@ def sampling_run(
     node_id: str | None,
 ) -> Iterator[SamplingRun]:
     """Load the model with room for the chunks that follow `memory`, one for each of `settings`. `node_id` is the node
-    that shows the progress.
+    that shows the progress, and a warning for settings that the variant was not trained for.
 
     Raises ValueError for a model that carries a part of a sampler from another node, and OutOfMemoryError, with what
     to do about it in ComfyUI, when the device has too little memory.
@@ -91,6 +92,9 @@ def sampling_run(
         return helios.diffusion_model
 
     load()
+    advice = list(dict.fromkeys(sentence for own in settings for sentence in sampling_advice(helios.settings, own)))
+    for sentence in advice:
+        logger.warning(sentence)
     costs = [
         step_costs(config, own, memory.width, memory.height, chunk_index)
         for chunk_index, own in enumerate(settings, start=memory.chunk_index)
@@ -98,7 +102,7 @@ def sampling_run(
     patcher.pre_run()
     try:
         hooks = Hooks(
-            progress=Progress(node_id, costs, memory.chunk_index, device),
+            progress=Progress(node_id, costs, memory.chunk_index, device, advice),
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )
