@@ -164,8 +164,8 @@ def make_video(
     have moved it away to decode). `decode` takes latents (1, C, 9, h, w) in model space and gives frames (33, H, W, 3)
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
     `decode_in_background`: do so when it runs on another device, or there is room for both. `tell` is called for each
-    chunk in order, in the caller's own thread, where the chunk after it is being sampled: before its next forward.
-    `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`).
+    chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled, between two
+    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`).
 
     Whatever stops the run (an exception from `tell` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
     stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
@@ -261,16 +261,16 @@ class _Run:
         preview = GrowingVideo(self.folder.preview_path)
         for segment in lead_in:
             preview.append(segment)
-        progress = Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
+        pace = Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
         with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
             try:
                 for position, key in enumerate(self.keys):
                     self._between_forwards()
                     reused = self.folder.has_chunk(key)
                     chunk = None if reused else self._make(position)
-                    progress.count(made=not reused)
+                    pace.count(made=not reused)
                     encode = self._encoder(position, chunk, decode_in_background)
-                    done = self._event(position, reused, progress)
+                    done = self._event(position, reused, pace)
                     self.pending.append((background.submit(_finish, encode, preview), done))
                     self._tell_finished(max_pending=1)
                 self._tell_finished(max_pending=0)
