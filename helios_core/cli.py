@@ -1,5 +1,5 @@
-"""Command line of `python -m helios_core`: `generate` makes a video, `info` tells what a run will cost, `convert`
-turns weights of any layout into one file.
+"""Command line of `python -m helios_core`: `demo` shows the embedded model, `generate` makes a video, `info` tells what
+a run will cost, `convert` turns weights of any layout into one file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .config import (
 )
 from .cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
 from .demo import DemoModel
+from .demo.show import make_show
 from .drift import AntiDrift
 from .generate import CLIP_FRAMES, Job, ModelSource, PublishedModel, generate
 from .long_video import ChunkDone
@@ -66,11 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m helios_core", description="Long video with Helios.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    add_demo(commands.add_parser)
     add_generate(commands.add_parser)
     add_runs(commands.add_parser)
     add_info(commands.add_parser)
     add_convert(commands.add_parser)
     return parser
+
+
+def add_demo(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    demo = add_parser(
+        "demo",
+        help="see the embedded model at work",
+        description="Text-, image- and video-to-video in the toy world of the embedded model: a video demo.mp4 and a "
+        "contact sheet demo.png.",
+    )
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("--out", type=Path, default=Path("output"), help="folder to write to (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
 
 
 def add_generate(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -191,6 +205,12 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
     for sentence in sampling_advice(trained, settings):
         logger.warning(sentence)
     return settings
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    video, sheet = make_show(options.out, seed=options.seed)
+    logger.info("wrote %s and %s", video, sheet)
 
 
 def run_generate(options: argparse.Namespace) -> None:

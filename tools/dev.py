@@ -41,13 +41,9 @@ def main() -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """The main job on the embedded default: prompt in, mp4 and contact sheet out. Further arguments are passed on."""
+    """The main job on the embedded default: prompts in, mp4 and contact sheet out. Further arguments are passed on."""
     python = environment(".venv", ["-r", str(ROOT / "requirements-core.txt")])
-    out = ROOT / "output"
-    out.mkdir(exist_ok=True)
-    defaults = ["--prompt", "a red circle moves right on blue", "--chunks", "3", "--out", str(out / "demo.mp4")]
-    sheet = ["--sheet", str(out / "demo.png")]
-    return run([python, "-m", "helios_core", "generate", *defaults, *sheet, *arguments])
+    return run([python, "-m", "helios_core", "demo", "--out", str(ROOT / "output"), *arguments])
 
 
 def test(arguments: list[str]) -> int:

@@ -37,6 +37,28 @@ Helios was trained at 640 x 384. Width and height are multiples of 64. A chunk i
 frames a second.
 """
 
+DEMO_NOTE = """## No model files
+These graphs run on a tiny Helios that comes with the pack, on any machine. It knows one toy world at 64 x 64 pixels:
+
+*a **red** **circle** moving **right** on a **black** background*
+
+- colours: red, green, blue, yellow, purple
+- shapes: circle, square, triangle
+- directions: right, left, up, down
+- backgrounds: black, grey, white
+
+To make real video put Helios Loader, Load CLIP and Load VAE in the place of Helios Demo Models, as in the other
+templates, and set the size to 640 x 384.
+"""
+
+DEMO_SCHEDULE = """\
+# When a prompt starts, and what is seen.
+0s: a red circle moving right on a black background
+2.75s: a green square moving up on a white background
+5.5s: a yellow triangle moving left on a grey background
+end 8.25s
+"""
+
 TIMELINE = """\
 # When a prompt starts, how many chunks it blends in over, and what is seen.
 0s: A red fox walks through a snowy forest at dawn, the camera follows close behind.
@@ -55,6 +77,8 @@ MINUTE = """\
 53.625s blend 3: The rain stops, the sun breaks through low clouds behind the red fishing boat, the sea turns gold.
 end 60s
 """
+
+DEMO_SIZE = {"width": 64, "height": 64}
 
 TITLE_HEIGHT = 30
 SLOT_HEIGHT = 20
@@ -323,6 +347,110 @@ def long_video(
     )
 
 
+def demo_t2v(flow: "Flow") -> None:
+    """Text to video in the demo's toy world: runs anywhere."""
+    flow.note("Text to video, no download", "Change a word of the prompt and run again.", DEMO_NOTE)
+    model, clip, vae = demo_models(flow)
+    with flow.column("2. What to show"):
+        positive = prompt(flow, clip, "a red circle moving right on a black background")
+        negative = prompt(flow, clip, "", title="Negative prompt")
+        memory = flow.node("HeliosContext", title="Helios Context (from text)", **DEMO_SIZE)
+    with flow.column("3. Chunk after chunk"):
+        chunks = sampler(flow, model, positive, memory, chunks=3, negative=negative["CONDITIONING"])
+    video(flow, chunks, vae, "helios/demo_t2v")
+
+
+def demo_i2v(flow: "Flow") -> None:
+    """Image to video in the demo's toy world, from a picture drawn in the graph."""
+    flow.note(
+        "Image to video, no download",
+        "The picture is drawn by ComfyUI's own nodes: a square of one colour on a grey image. Move it by `x` and `y`, or "
+        "give both images other colours.",
+        DEMO_NOTE,
+    )
+    model, clip, vae = demo_models(flow)
+    with flow.column("2. A picture"):
+        paper = flow.node("EmptyImage", title="Background", color=0x737373, **DEMO_SIZE)
+        square = flow.node("EmptyImage", title="Square", width=23, height=23, color=0x264DF2)
+        picture = flow.node(
+            "ImageCompositeMasked", destination=paper["IMAGE"], source=square["IMAGE"], x=8, y=20, title="Picture"
+        )
+    with flow.column("3. What to show"):
+        memory = flow.node(
+            "HeliosContext",
+            title="Helios Context (from an image)",
+            image=picture["IMAGE"],
+            vae=vae["VAE"],
+            **DEMO_SIZE,
+        )
+        positive = prompt(flow, clip, "a blue square moving right on a grey background")
+        negative = prompt(flow, clip, "", title="Negative prompt")
+    with flow.column("4. Chunk after chunk"):
+        chunks = sampler(flow, model, positive, memory, chunks=3, negative=negative["CONDITIONING"])
+    video(flow, chunks, vae, "helios/demo_i2v", step=5)
+
+
+def demo_v2v(flow: "Flow") -> None:
+    """Video to video in the demo's toy world: a clip, and its continuation."""
+    flow.note(
+        "Video to video, no download",
+        "Step 2 makes a clip, step 3 goes on where it ends. Only the continuation is saved in step 4.",
+        DEMO_NOTE,
+    )
+    model, clip, vae = demo_models(flow)
+    with flow.column("2. A clip to continue"):
+        positive = prompt(flow, clip, "a purple triangle moving down on a white background")
+        negative = prompt(flow, clip, "", title="Negative prompt")
+        start = flow.node("HeliosContext", title="Helios Context (from text)", **DEMO_SIZE)
+        source = sampler(flow, model, positive, start, chunks=2, negative=negative["CONDITIONING"])
+    with flow.same_group_column():
+        source_clip = combine(flow, source, vae, "helios/demo_v2v_source")
+    with flow.column("3. Its continuation"):
+        memory = flow.node(
+            "HeliosContext",
+            title="Helios Context (from a video)",
+            video=source_clip["VIDEO"],
+            vae=vae["VAE"],
+            **DEMO_SIZE,
+        )
+        chunks = sampler(flow, model, positive, memory, chunks=2, seed=1, negative=negative["CONDITIONING"])
+    video(flow, chunks, vae, "helios/demo_v2v")
+
+
+def demo_prompts(flow: "Flow") -> None:
+    """Prompts over time in the demo's toy world, every chunk on disk."""
+    flow.note(
+        "Prompts over time, no download",
+        "Drag the blocks of the timeline or write the text. Every chunk is kept on disk: change the last prompt and run "
+        "again, and only its chunks are made anew.",
+        DEMO_NOTE,
+    )
+    model, clip, vae = demo_models(flow)
+    with flow.column("2. What to show, and when"):
+        schedule = flow.node("HeliosPromptSchedule", clip=clip["CLIP"], text=DEMO_SCHEDULE)
+        negative = prompt(flow, clip, "", title="Negative prompt")
+        memory = flow.node("HeliosContext", title="Helios Context (from text)", **DEMO_SIZE)
+    with flow.column("3. The video"):
+        flow.node(
+            "HeliosLongVideo",
+            model=model["MODEL"],
+            vae=vae["VAE"],
+            positive=schedule["HELIOS_SCHEDULE"],
+            memory=memory["HELIOS_MEMORY"],
+            negative=negative["CONDITIONING"],
+            chunks=schedule["INT"],
+            seconds=0.0,
+            run_name="demo_prompts",
+            filename_prefix="helios/demo_prompts",
+        )
+
+
+def demo_models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
+    with flow.column("1. Model"):
+        models = flow.node("HeliosDemoModels")
+    return models, models, models
+
+
 def models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
     with flow.column("1. Models"):
         return (
@@ -332,8 +460,8 @@ def models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
         )
 
 
-def prompt(flow: "Flow", clip: "Node", text: str) -> "Node":
-    return flow.node("CLIPTextEncode", title="Prompt", clip=clip["CLIP"], text=text)
+def prompt(flow: "Flow", clip: "Node", text: str, title: str = "Prompt") -> "Node":
+    return flow.node("CLIPTextEncode", title=title, clip=clip["CLIP"], text=text)
 
 
 def sampler(flow: "Flow", model: "Node", positive: "Node", memory: "Node", **values) -> "Node":
@@ -360,6 +488,10 @@ DESCRIPTIONS = {
     "directed_minute": directed_minute,
     "extend_video": extend_video,
     "branching": branching,
+    "demo_t2v": demo_t2v,
+    "demo_i2v": demo_i2v,
+    "demo_v2v": demo_v2v,
+    "demo_prompts": demo_prompts,
 }
 
 
@@ -410,10 +542,10 @@ class Flow:
             group["bounding"] = [left, top, self._x + width + 15 - left, max(height, bottom - top)]
         self._x += width + 3 * GAP
 
-    def note(self, title: str, text: str) -> None:
+    def note(self, title: str, text: str, about_models: str = MODEL_NOTE) -> None:
         with self.column("Read me"):
             size = list(SIZES["MarkdownNote"])
-            body = f"# {title}\n{text}\n\n{MODEL_NOTE}"
+            body = f"# {title}\n{text}\n\n{about_models}"
             self._add("MarkdownNote", "Read me", size, inputs=[], outputs=[], values=[body])
 
     def node(self, kind: str, title: str | None = None, **settings) -> Node:

@@ -27,13 +27,10 @@ from helios_core.demo import DEMO_SETTINGS, DemoModel
 from helios_core.demo.judge import Seen, distance, look
 from helios_core.demo.model import encode_prompt
 from helios_core.demo.world import (
-    COLOURS,
-    DIRECTIONS,
     SIZE,
     Scene,
     all_scenes,
     is_held_out,
-    position,
     random_start,
     render,
 )

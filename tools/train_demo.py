@@ -28,6 +28,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from helios_core.checkpoint_writing import save_transformer
 from helios_core.demo import world
 from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS
 from helios_core.memory import HeliosMemory
@@ -274,7 +275,15 @@ class Trainer:
         }
         torch.save(state, folder / "checkpoint.new")
         (folder / "checkpoint.new").replace(folder / "checkpoint.pt")
-        save_file({name: value.cpu() for name, value in self.average.items()}, folder / "transformer.safetensors")
+        self.publish(folder / "transformer.safetensors")
+
+    @torch.no_grad()
+    def publish(self, path: Path) -> None:
+        """Write the averaged weights as the demo model has them: bf16, with fp32 where Helios keeps it."""
+        published = HeliosTransformer(DEMO_CONFIG, dtype=torch.bfloat16)
+        for name, parameter in published.named_parameters():
+            parameter.copy_(self.average[name])
+        save_transformer(published, path)
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "checkpoint.pt", weights_only=True)

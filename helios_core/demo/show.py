@@ -1,0 +1,66 @@
+"""The demo's demo: text-, image- and video-to-video with the embedded model, as one video and one contact sheet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..config import FRAMES_PER_CHUNK
+from ..generate import Job, generate
+from ..noise import SeededNoise
+from ..run_folder import RunFolder
+from ..video import VideoWriter, contact_sheet, read_video, resize_frames
+from .model import DemoModel
+from .world import SIZE, Scene, render
+
+logger = logging.getLogger(__name__)
+
+ENLARGED = 4  # the video is shown that many times its size, as 64x64 pixels are hard to watch
+_TILES = 12  # of a row of the contact sheet
+
+BEFORE = Scene("red", "circle", "right", "black")
+AFTER = Scene("yellow", "square", "left", "grey")
+DRAWN = Scene("blue", "triangle", "up", "white")
+
+
+def make_show(folder: Path, *, seed: int = 0, report: Callable[[str], None] = logger.info) -> tuple[Path, Path]:
+    """Make three short videos with the demo model, one after the other, in `folder`: the paths of `demo.mp4`, which
+    shows all of them enlarged, and of the contact sheet `demo.png`, which has a row for each.
+
+    Text-to-video with a change of the prompt, image-to-video from a drawn picture, and video-to-video that goes on from
+    there. The three videos and their finished chunks stay in `folder` too; made again, they are only read.
+    """
+    source = DemoModel()
+    size = {"width": SIZE, "height": SIZE}
+    picture = (render(DRAWN, (SIZE / 2, 44.0), range(1))[0] * 255).round().to(torch.uint8)
+    jobs = {
+        "text-to-video": Job(BEFORE.prompt, 4, later_prompts={2: AFTER.prompt}, **size),
+        "image-to-video": Job(DRAWN.prompt, 2, image=picture, **size),
+    }
+    videos = []
+    for name, job in jobs.items():
+        videos.append(_make(source, name, job, folder, seed, report))
+    goes_on = Job(DRAWN.prompt, 2, video=read_video(videos[-1]), **size)
+    videos.append(_make(source, "video-to-video", goes_on, folder, seed, report))
+
+    frames = [read_video(video).frames for video in videos]
+    tiles = torch.cat([clip[torch.linspace(0, len(clip) - 1, _TILES).long()] for clip in frames])
+    sheet = folder / "demo.png"
+    contact_sheet(tiles, columns=_TILES, rows=len(frames), tile_width=2 * SIZE).save(sheet)
+    joined = folder / "demo.mp4"
+    with VideoWriter(joined, width=ENLARGED * SIZE, height=ENLARGED * SIZE) as writer:
+        for clip in frames:
+            for part in clip.split(FRAMES_PER_CHUNK):
+                writer.write(resize_frames(part, ENLARGED * SIZE, ENLARGED * SIZE))
+    return joined, sheet
+
+
+def _make(source: DemoModel, name: str, job: Job, folder: Path, seed: int, report: Callable[[str], None]) -> Path:
+    prompts = " -> ".join([job.prompt, *job.later_prompts.values()])
+    report(f"{name}, {job.num_chunks} chunks of {FRAMES_PER_CHUNK} frames: {prompts}")
+    path = folder / f"{name}.mp4"
+    generate(source, job, source.settings, SeededNoise(seed), folder=RunFolder(folder / f"{name}.run"), path=path)
+    return path
