@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import AttentionFunction, GuidanceAttention, SelfAttention
+from .attention import AttentionFunction, GuidanceAttention, SelfAttention, mix
 from .config import TransformerConfig
 from .memory import MemoryWindow
-from .modulation import ConditionEmbedder, gated_residual, modulated_norm
+from .modulation import ConditionEmbedder, add_gated, add_to_noisy, may_overwrite, modulated_norm, norm_with_rows
 from .patchify import pad_to_multiple, to_tokens, unpatchify
 from .rope import Rotary, join, rotary_table
 
@@ -55,7 +55,8 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([up, nn.Identity(), down])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        gelu = torch.ops.aten.gelu_ if may_overwrite() else F.gelu
+        return self.net[2](gelu(self.net[0].proj(x), approximate="tanh"))
 
 
 class HeliosBlock(nn.Module):
@@ -80,20 +81,32 @@ class HeliosBlock(nn.Module):
         rotary: Rotary,
         num_history: int,
         attention: AttentionFunction,
+        *,
+        is_last: bool = False,
     ) -> torch.Tensor:
-        """x (B, N, D) -> (B, N, D); `modulation` is (1 + B, 6, D) with row 0 for the history."""
+        """x (B, N, D) -> (B, N, D); `modulation` is (1 + B, 6, D) with row 0 for the history.
+
+        The last block gives the noisy rows only: nothing looks at the history's after it. Without autograd x is
+        overwritten.
+        """
         table = self.scale_shift_table.to(x.device, torch.float32) + modulation.float()
         shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = table.unbind(1)
 
+        first_query = num_history if is_last else 0
         normed = modulated_norm(x, shift_msa, scale_msa, num_history, self.eps)
-        x = gated_residual(x, self.attn1(normed, rotary, num_history, attention), gate_msa, num_history)
+        query_key_value = self.attn1.query_key_value(normed, rotary, num_history, first_query=first_query)
+        del normed
+        mixed = mix(*query_key_value, attention)
+        del query_key_value
+        x, num_history = x[:, first_query:], num_history - first_query
+        x = add_gated(x, self.attn1.project(mixed), gate_msa, num_history)
+        del mixed
 
-        history, noisy = x[:, :num_history], x[:, num_history:]
-        normed = self.norm2(noisy.float()).to(x.dtype)
-        x = torch.cat((history, noisy + self.attn2(normed, text_key_value, attention)), dim=1)
+        normed = self.norm2(x[:, num_history:].float()).to(x.dtype)
+        x = add_to_noisy(x, self.attn2(normed, text_key_value, attention), num_history)
 
         normed = modulated_norm(x, shift_ffn, scale_ffn, num_history, self.eps)
-        return gated_residual(x, self.ffn(normed), gate_ffn, num_history)
+        return add_gated(x, self.ffn(normed), gate_ffn, num_history)
 
 
 class OutputNorm(nn.Module):
@@ -110,8 +123,7 @@ class OutputNorm(nn.Module):
         """noisy (B, N, D), time_embedding (B, D) -> (B, N, D)."""
         table = self.scale_shift_table.to(noisy.device, torch.float32) + time_embedding.float()[:, None]
         shift, scale = table.unbind(1)
-        normed = F.layer_norm(noisy.float(), noisy.shape[-1:], eps=self.eps)
-        return (normed * (1 + scale[:, None]) + shift[:, None]).to(noisy.dtype)
+        return norm_with_rows(noisy, shift, scale, self.eps)
 
 
 class HeliosTransformer(nn.Module):
@@ -204,10 +216,11 @@ class HeliosTransformer(nn.Module):
             x = torch.cat((memory.tokens, x), dim=1)
 
         time_embedding, modulation = self.condition_embedder.embed_timestep(timestep)
-        for block, key_value in zip(self.blocks, key_values, strict=True):
-            x = block(x, key_value, modulation, rotary, num_history, attention)
+        for index, (block, key_value) in enumerate(zip(self.blocks, key_values, strict=True), start=1):
+            is_last = index == len(self.blocks)
+            x = block(x, key_value, modulation, rotary, num_history, attention, is_last=is_last)
 
-        x = self.proj_out(self.norm_out(x[:, num_history:], time_embedding))
+        x = self.proj_out(self.norm_out(x, time_embedding))
         return unpatchify(x, grid, self.config.patch_size)
 
     @torch.compiler.disable  # A compiled forward would be compiled again for each thing that is not there yet.
