@@ -16,7 +16,7 @@ import gc
 import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,7 @@ CPU_CASES = (
     Case("8 layers x 12 heads, 192x320", SMALL, "distilled", (1, 1, 1), 320, 192),
     Case("one block of the 14B model, 192x320", WIDE, "distilled", (1, 1, 1), 320, 192),
 )
-_PUBLISHED = {"config": TransformerConfig(), "width": 640, "height": 384, "num_chunks": 4, "decode": True}
+_PUBLISHED = {"config": TransformerConfig(), "width": 640, "height": 384, "num_chunks": 4}
 GPU_CASES = (
     Case("14B [1,1,1]", variant="distilled", steps=(1, 1, 1), **_PUBLISHED),
     Case("14B [2,2,2]", variant="distilled", steps=(2, 2, 2), **_PUBLISHED),
@@ -64,18 +64,17 @@ class Result:
 
 def measure(case: Case, device: torch.device, num_pairs: int) -> Result:
     parts = Parts(case, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    latents = {name: run(replace(case, decode=False), parts) for name, run in CONTESTANTS.items()}
+    peak, split, latents = {}, {}, {}
+    for name, run in CONTESTANTS.items():
+        with watched(case, parts) as watch:
+            latents[name] = run(case, parts)
+        split[name] = {part: total / case.num_chunks for part, total in sorted(watch.seconds().items())}
+        peak[name] = peak_bytes(name, case, parts)
     difference = ((latents[OURS] - latents[THEIRS]).abs().max() / latents[THEIRS].std()).item()
-    peak = {name: peak_bytes(name, case, parts) for name in CONTESTANTS}
     seconds = {name: [] for name in CONTESTANTS}
     for pair in range(num_pairs):
         for name in list(CONTESTANTS)[:: 1 if pair % 2 else -1]:
             seconds[name].append(timed(name, case, parts))
-    split = {}
-    for name, run in CONTESTANTS.items():
-        with watched(case, parts) as watch:
-            run(case, parts)
-        split[name] = {part: total / case.num_chunks for part, total in sorted(watch.seconds().items())}
     return Result(case, seconds, split, peak, difference)
 
 

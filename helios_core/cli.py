@@ -20,6 +20,7 @@ from .checkpoint_writing import CONVERT_DTYPES, convert_checkpoint
 from .config import (
     FRAME_RATE,
     FRAMES_PER_CHUNK,
+    HISTORY_REUSE,
     VARIANTS,
     SamplingSettings,
     TransformerConfig,
@@ -126,6 +127,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="seeded",
         help="seeded: by seed and chunk; the others draw in the order of a reference, to compare with it",
     )
+    make.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer's blocks with torch.compile: a slow start, then faster steps on a GPU",
+    )
     add_sampling_options(make)
 
     runs = commands.add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
@@ -159,6 +165,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", choices=VARIANTS, help="default: read from the model; info: distilled")
     parser.add_argument("--steps", help="steps of each stage, e.g. 2,2,2 (default: the variant's own)")
     parser.add_argument("--guidance-scale", type=float, help="1 means no guidance (default: the variant's own)")
+    parser.add_argument(
+        "--history-reuse",
+        choices=HISTORY_REUSE,
+        default="off",
+        help="faster, not exact: compute the history's tokens once in each stage, or in each chunk (default: off)",
+    )
 
 
 def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespace) -> SamplingSettings:
@@ -168,6 +180,7 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
         settings = replace(settings, steps=parse_steps(options.steps))
     if options.guidance_scale is not None:
         settings = replace(settings, guidance_scale=options.guidance_scale)
+    settings = replace(settings, history_reuse=options.history_reuse)
     for sentence in sampling_advice(trained, settings):
         logger.warning(sentence)
     return settings
@@ -209,8 +222,17 @@ def run_generate(options: argparse.Namespace) -> None:
         source.name, job.num_chunks, FRAMES_PER_CHUNK, job.width, job.height, list(settings.steps), folder.path,
     )  # fmt: skip
     shown = []
-    hooks = Hooks(progress=log_step)
-    for done in generate(source, job, settings, noise, folder=folder, path=options.out, hooks=hooks):
+    finished = generate(
+        source,
+        job,
+        settings,
+        noise,
+        folder=folder,
+        path=options.out,
+        hooks=Hooks(progress=log_step),
+        compile_blocks=options.compile,
+    )
+    for done in finished:
         logger.info("%s", describe_chunk(done))
         if options.sheet:
             shown.append(done.frames()[::8])

@@ -105,7 +105,13 @@ def num_parameters(config: TransformerConfig) -> int:
 
 
 def activation_bytes(
-    config: TransformerConfig, width: int, height: int, dtype: torch.dtype, *, num_prompts: int = 1
+    config: TransformerConfig,
+    width: int,
+    height: int,
+    dtype: torch.dtype,
+    *,
+    num_prompts: int = 1,
+    reuse_history: bool = False,
 ) -> int:
     """Peak bytes of all tensors besides the weights while a chunk of width x height pixels is sampled.
 
@@ -121,7 +127,10 @@ def activation_bytes(
     attention = 5 * stream
     # The stream, its normed copy, the hidden layer (the activation takes its place) and the output.
     feed_forward = 3 * stream + tokens * config.ffn_dim * size
-    return max(attention, feed_forward) + _kept_bytes(config, width, height, dtype, num_prompts)
+    kept = _kept_bytes(config, width, height, dtype, num_prompts)
+    if reuse_history:  # key and value of the history in each block
+        kept += num_prompts * 2 * config.num_layers * history * dim * size
+    return max(attention, feed_forward) + kept
 
 
 def _kept_bytes(config: TransformerConfig, width: int, height: int, dtype: torch.dtype, num_prompts: int) -> int:
@@ -191,7 +200,14 @@ def estimate_memory(
     """What sampling at width x height pixels takes, computing in `dtype`, however long the video."""
     return MemoryEstimate(
         weights=weight_bytes,
-        activations=activation_bytes(config, width, height, dtype, num_prompts=2 if settings.guided else 1),
+        activations=activation_bytes(
+            config,
+            width,
+            height,
+            dtype,
+            num_prompts=2 if settings.guided else 1,
+            reuse_history=settings.history_reuse != "off",
+        ),
         vae=vae_bytes(width, height, vae_dtype),
         host=weight_bytes,
         disk_per_chunk=latent_bytes(config, width, height),

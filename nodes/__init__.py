@@ -10,6 +10,7 @@ from .long_video import HeliosLongVideo
 from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
 from .sampler import HeliosChunkSampler
 from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
+from .speed import HeliosSpeed
 
 
 class HeliosExtension(ComfyExtension):
@@ -27,6 +28,7 @@ class HeliosExtension(ComfyExtension):
             HeliosScheduleAdd,
             HeliosMemoryInspector,
             HeliosDriftReport,
+            HeliosSpeed,
         ]
 
 

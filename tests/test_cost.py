@@ -35,7 +35,7 @@ def settings_for(*, guided: bool):
     return replace(variant, steps=(1, 1, 1), zero_init=False, amplify_first_chunk=False)
 
 
-def run(model, width, height, *, guided, num_chunks=1):
+def run(model, width, height, *, guided, num_chunks=1, history_reuse="off"):
     """Everything that a run allocates is allocated in here."""
 
     def prompt():
@@ -47,7 +47,7 @@ def run(model, width, height, *, guided, num_chunks=1):
         text_memory(width=width, height=height),
         num_chunks,
         SeededNoise(0),
-        settings_for(guided=guided),
+        replace(settings_for(guided=guided), history_reuse=history_reuse),
         negative_prompt_embeds=prompt() if guided else None,
     )
 
@@ -71,6 +71,15 @@ def test_predicted_activations_are_within_ten_percent_of_the_live_tensors_at_the
         for _ in run(model, width, height, guided=guided):
             pass
     predicted = cost.activation_bytes(model.config, width, height, dtype, num_prompts=1 + guided)
+    assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+def test_the_history_kept_for_later_steps_is_counted_too():
+    model = make_model(torch.float32, layers=6)
+    with LivePeak(model.parameters()) as live:
+        for _ in run(model, 128, 128, guided=True, history_reuse="chunk"):
+            pass
+    predicted = cost.activation_bytes(model.config, 128, 128, torch.float32, num_prompts=2, reuse_history=True)
     assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
 
 
