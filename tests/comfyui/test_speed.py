@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from harness.inprocess import GraphRejected
 from harness.latents_graph import LOADER, SAMPLER, latents_graph
 
 
@@ -37,12 +38,12 @@ def test_a_run_after_one_with_the_node_is_exact_again(latents_of):
     assert np.array_equal(np.asarray(latents_of()), plain)
 
 
-def test_another_model_is_refused_by_name(comfyui, models):
+def test_an_unknown_way_to_reuse_the_history_is_refused_before_the_run(comfyui, models):
     graph = latents_graph(comfyui.object_info())
     graph["speed"] = {
         "class_type": "HeliosSpeed",
         "inputs": {"model": [LOADER, 0], "history_reuse": "always", "compile": False},
     }
     graph[SAMPLER]["inputs"]["model"] = ["speed", 0]
-    with pytest.raises(Exception, match="history_reuse"):
+    with pytest.raises(GraphRejected, match="history_reuse"):
         comfyui.run_graph(graph)
