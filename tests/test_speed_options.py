@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helios_core import attention as attention_module
 from helios_core.conditioning import image_memory
 from helios_core.config import VARIANTS, SamplingSettings
 from helios_core.noise import SeededNoise
@@ -13,7 +14,7 @@ from helios_core.rope import Rotary, rotate
 from helios_core.sampler import Hooks, sample_chunks
 from helios_core.transformer import HeliosTransformer
 from tests import reference
-from tests.test_transformer import inputs, memory_of, ours, relative_error
+from tests.test_transformer import inputs, memory_of, ours, relative_error, run_oracle
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ def test_what_is_overwritten_without_autograd_changes_no_value_and_no_input(orac
     assert torch.equal(memory.tokens, before)
     assert torch.equal(results[0], results[1])
     assert relative_error(results[0], with_autograd) < 1e-5
+
+
+def test_queries_and_keys_made_a_few_rows_at_a_time_are_the_references(oracle, monkeypatch):
+    monkeypatch.setattr(attention_module, "CPU_ROWS", 16)  # 76 tokens: the last piece is a part of one
+    arguments = inputs(oracle, 2, (4, 4), (8, 8))
+    with torch.no_grad():
+        actual = velocity(ours(oracle), arguments)
+    assert relative_error(actual, run_oracle(oracle, arguments)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
