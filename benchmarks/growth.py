@@ -117,15 +117,14 @@ def run_ours(num_chunks: int) -> list[Sample]:
         model=ModelIdentity("growth", "growth"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        for _ in make_video(
+        make_video(
             video,
             RunFolder(Path(folder) / "run"),
             Path(folder) / "out.mp4",
             load_model=model.eval,
             decode=lambda latents: from_pixels(codec.decode(latents)),
             hooks=Hooks(progress=lambda _: meter.step()),
-        ):
-            pass
+        )
     return meter.samples
 
 

@@ -67,8 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m helios_core", description="Long video with Helios.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    add_generate(commands.add_parser)
+    add_runs(commands.add_parser)
+    add_info(commands.add_parser)
+    add_convert(commands.add_parser)
+    return parser
 
-    make = commands.add_parser("generate", help="make a video", description="Make a video, chunk by chunk.")
+
+def add_generate(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    make = add_parser("generate", help="make a video", description="Make a video, chunk by chunk.")
     make.set_defaults(run=run_generate)
     what = make.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="what the video shows")
@@ -110,6 +117,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--chunks", type=int, help="chunks of 33 frames (default: 4, or up to the schedule's end)")
     make.add_argument("--seed", type=int, default=0)
+    add_output_options(make)
+    add_model_options(make)
+
+
+def add_output_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--out", type=Path, required=True, help="the mp4 to write")
     make.add_argument("--sheet", type=Path, help="also write a contact sheet (png) of the video")
     make.add_argument("--width", type=int, help="pixels; a multiple of 64 (16 for Base)")
@@ -118,6 +130,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--resize", choices=("crop", "stretch", "pad"), default="crop", help="how image or clip are fitted"
     )
     make.add_argument("--frame-rate", type=float, default=FRAME_RATE, help="frames per second (default %(default)s)")
+
+
+def add_model_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--model", type=Path, help="published Helios folder; without it a tiny demo model is used")
     make.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the published model (default %(default)s)")
     make.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -134,12 +149,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_sampling_options(make)
 
-    runs = commands.add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
+
+def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    runs = add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
     runs.set_defaults(run=run_runs)
     runs.add_argument("root", type=Path, nargs="?", default=Path(), help="folder of run folders (default: this one)")
     runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks")
 
-    info = commands.add_parser("info", help="tell what a run costs", description="Tokens, TFLOP and memory of a run.")
+
+def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    info = add_parser("info", help="tell what a run costs", description="Tokens, TFLOP and memory of a run.")
     info.set_defaults(run=run_info)
     info.add_argument("--model", type=Path, help="take the sizes from this checkpoint instead of the 14B model")
     info.add_argument("--width", type=int, default=640)
@@ -147,7 +166,9 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--dtype", choices=INFO_DTYPES, default="bf16", help="of the weights (default %(default)s)")
     add_sampling_options(info)
 
-    convert = commands.add_parser(
+
+def add_convert(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    convert = add_parser(
         "convert",
         help="turn weights into one safetensors file",
         description="Read Helios weights of any layout (a release folder, shards, one file, scaled fp8, GGUF) and "
@@ -158,7 +179,6 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path, help="the .safetensors file to write; it is there whole or not at all")
     convert.add_argument("--dtype", choices=CONVERT_DTYPES, default="bf16", help="(default %(default)s)")
     convert.add_argument("--variant", choices=VARIANTS, help="what the file says of itself (default: as the source)")
-    return parser
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -222,23 +242,26 @@ def run_generate(options: argparse.Namespace) -> None:
         source.name, job.num_chunks, FRAMES_PER_CHUNK, job.width, job.height, list(settings.steps), folder.path,
     )  # fmt: skip
     shown = []
-    finished = generate(
+
+    def tell(done: ChunkDone) -> None:
+        logger.info("%s", describe_chunk(done))
+        if options.sheet:
+            shown.append(done.frames()[::8])
+
+    last = generate(
         source,
         job,
         settings,
         noise,
         folder=folder,
         path=options.out,
+        tell=tell,
         hooks=Hooks(progress=log_step),
         compile_blocks=options.compile,
     )
-    for done in finished:
-        logger.info("%s", describe_chunk(done))
-        if options.sheet:
-            shown.append(done.frames()[::8])
-        if options.save_memory and done.num_done == done.num_chunks:
-            save_memory(done.memory(), options.save_memory)
-            logger.info("saved the memory after chunk %d to %s", done.chunk, options.save_memory)
+    if options.save_memory:
+        save_memory(last.memory(), options.save_memory)
+        logger.info("saved the memory after chunk %d to %s", last.chunk, options.save_memory)
     logger.info("wrote %s (%d frames)", options.out, job.num_chunks * FRAMES_PER_CHUNK)
     if options.sheet:
         contact_sheet(torch.cat(shown), columns=5, rows=len(shown)).save(options.sheet)

@@ -7,7 +7,6 @@ frames, and every chunk is coded alone, so anything here that is longer than a c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +20,7 @@ from .config import (
     VAE_SPATIAL_STRIDE,
     VAE_TEMPORAL_STRIDE,
 )
+from .wan_vae import LATENTS_MEAN, LATENTS_STD, WanVAE, load_wan_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -42,116 +42,38 @@ class Codec(Protocol):
         ...
 
 
-# DctCodec's 16 basis patterns as (colour, t, y, x, spread): which colour axis, which cosine frequency along
-# each axis of the block, and how much of a pixel's deviation the pattern explains in natural video (measured
-# on photographs and clips, rounded); dividing by it gives latents of about unit variance.
-_LUMA, _RED_BLUE, _GREEN = 0, 1, 2
-_BOTH = (
-    (_LUMA, 0, 0, 0, 0.47),
-    (_LUMA, 0, 0, 1, 0.07),
-    (_LUMA, 0, 1, 0, 0.07),
-    (_LUMA, 0, 1, 1, 0.03),
-    (_LUMA, 0, 0, 2, 0.033),
-    (_LUMA, 0, 2, 0, 0.033),
-    (_RED_BLUE, 0, 0, 0, 0.15),
-    (_RED_BLUE, 0, 0, 1, 0.015),
-    (_RED_BLUE, 0, 1, 0, 0.015),
-    (_GREEN, 0, 0, 0, 0.09),
-)
-# The last six channels are detail in the first frame and motion in a group of four.
-_FIRST_FRAME = (
-    *_BOTH,
-    (_LUMA, 0, 1, 2, 0.02),
-    (_LUMA, 0, 2, 1, 0.02),
-    (_LUMA, 0, 0, 3, 0.02),
-    (_LUMA, 0, 3, 0, 0.02),
-    (_GREEN, 0, 0, 1, 0.009),
-    (_GREEN, 0, 1, 0, 0.009),
-)
-_FRAME_GROUP = (
-    *_BOTH,
-    (_LUMA, 1, 0, 0, 0.08),
-    (_LUMA, 1, 0, 1, 0.018),
-    (_LUMA, 1, 1, 0, 0.018),
-    (_LUMA, 2, 0, 0, 0.03),
-    (_LUMA, 3, 0, 0, 0.03),
-    (_RED_BLUE, 1, 0, 0, 0.0075),
-)
+class WanCodec:
+    """A Wan VAE of any width, with model space on its latent side. Encoding takes the mean of the posterior."""
 
+    def __init__(self, vae: WanVAE) -> None:
+        self.vae = vae.eval().requires_grad_(False)
 
-class DctCodec:
-    """The embedded demo's codec until a trained one exists: a fixed cosine transform, without weights.
+    @classmethod
+    def from_file(cls, path: Path) -> WanCodec:
+        """Read a safetensors file with the published parameter names; in float32, on the CPU.
 
-    Each 8x8 block of the first frame and each 4x8x8 block of the later frames is projected on 16 orthogonal
-    cosine patterns: low frequencies of luma, the lowest of two colour axes, and change in time. Natural video
-    comes back blurred but recognisable (24 to 28 dB, less the faster it moves), its latents have roughly unit
-    variance, and encode(decode(z)) is z. Linear, deterministic, on whatever device its input is.
-    """
+        Raises CheckpointError for another kind of file.
+        """
+        return cls(load_wan_vae(path))
 
-    def __init__(self) -> None:
-        self._first = _Basis(_FIRST_FRAME, num_frames=1)
-        self._group = _Basis(_FRAME_GROUP, num_frames=VAE_TEMPORAL_STRIDE)
-
+    @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
         _check_pixels(pixels)
-        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
+        mean, std = _wan_statistics()
+        return (_by_chunk(self.vae.encode, pixels.float(), FRAMES_PER_CHUNK) - mean) / std
 
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
         _check_latents(latents)
-        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
-
-    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        first, rest = pixels[:, :, :1], pixels[:, :, 1:]
-        return torch.cat([self._first.project(first), self._group.project(rest)], dim=2)
-
-    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
-        first, rest = latents[:, :, :1], latents[:, :, 1:]
-        return torch.cat([self._first.expand(first), self._group.expand(rest)], dim=2)
+        mean, std = _wan_statistics()
+        return _by_chunk(self.vae.decode, latents.float() * std + mean, LATENT_FRAMES_PER_CHUNK)
 
 
-class _Basis:
-    """16 orthonormal patterns over a block of (3 colours, num_frames, 8, 8) pixels, with their spreads."""
-
-    def __init__(self, table: tuple[tuple[int, int, int, int, float], ...], num_frames: int) -> None:
-        # Orthonormal colour axes: grey, red against blue, green against red and blue.
-        colours = torch.tensor([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
-        colours = colours / colours.norm(dim=1, keepdim=True)
-        in_time, in_space = _cosines(num_frames), _cosines(VAE_SPATIAL_STRIDE)
-        self.num_frames = num_frames
-        self.patterns = torch.stack(
-            [torch.einsum("c,q,y,x->cqyx", colours[c], in_time[t], in_space[y], in_space[x]) for c, t, y, x, _ in table]
-        )
-        # An orthonormal coefficient is sqrt(values in a block) times the pixel deviation it explains.
-        spreads = torch.tensor([spread for *_, spread in table], dtype=torch.float64)
-        self.scale = (spreads * math.sqrt(self.patterns[0].numel())).view(-1, 1, 1, 1, 1)
-
-    def project(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, num_frames * T, 8h, 8w) to (B, 16, T, h, w), float32."""
-        size = VAE_SPATIAL_STRIDE
-        blocks = pixels.to(_precise_dtype(pixels)).unflatten(4, (-1, size)).unflatten(3, (-1, size))
-        blocks = blocks.unflatten(2, (pixels.shape[2] // self.num_frames, self.num_frames))
-        return torch.einsum("bctqhywx,ncqyx->bnthw", blocks, (self.patterns / self.scale).to(blocks)).float()
-
-    def expand(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, 16, T, h, w) to (B, 3, num_frames * T, 8h, 8w), float32."""
-        latents = latents.to(_precise_dtype(latents))
-        blocks = torch.einsum("bnthw,ncqyx->bctqhywx", latents, (self.patterns * self.scale).to(latents))
-        return blocks.float().flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _precise_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float64 for sums of hundreds of values: in float32 bright levels leak into the faint channels."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-
-
-def _cosines(size: int) -> torch.Tensor:
-    """The orthonormal cosine transform (DCT-II): row k is the pattern of frequency k."""
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    frequency = torch.arange(size, dtype=torch.float64)[:, None]
-    rows = torch.cos(math.pi / size * frequency * position)
-    return rows / rows.norm(dim=1, keepdim=True)
+def _wan_statistics() -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
+    return torch.tensor(LATENTS_MEAN).view(1, -1, 1, 1, 1), torch.tensor(LATENTS_STD).view(1, -1, 1, 1, 1)
 
 
 class DiffusersWanCodec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -184,9 +184,10 @@ def generate(
     *,
     folder: RunFolder,
     path: Path,
+    tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
-) -> Iterator[ChunkDone]:
+) -> ChunkDone:
     """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`.
 
     With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`).
@@ -235,12 +236,13 @@ def generate(
             job.lead_in, folder, width=job.width, height=job.height, resize=job.resize, encoding=job.encoding
         )
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    yield from make_video(
+    return make_video(
         video,
         folder,
         path,
         load_model=load_model,
         decode=lambda latents: from_pixels(codec.decode(latents)),
+        tell=tell,
         hooks=hooks,
         metadata={"helios": json.dumps(about, sort_keys=True)},
         lead_in=lead_in,

@@ -9,13 +9,10 @@ on, and rolling the dice again for one chunk are the same act. No more than two 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,14 +20,16 @@ from typing import Any
 
 import torch
 
-from .config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .config import FRAMES_PER_CHUNK, SamplingSettings, check_size
+from .disk import check_disk, estimate_disk_use
 from .drift import AntiDrift, DriftReport, DriftState
+from .eta import Pace
 from .fingerprint import fingerprint
 from .memory import HeliosMemory
 from .noise import NoiseSource, restore_stream, stream_state
 from .run_folder import Past, RunFolder, StoredChunk, make_key
 from .sampler import Hooks, check_job, sample_chunk
-from .segments import Encoding, GrowingVideo, join_segments, video_bytes, write_segment
+from .segments import Encoding, GrowingVideo, join_segments, write_segment
 from .storage import ModelIdentity, check_memory, remove_unfinished
 from .transformer import HeliosTransformer, PromptContext
 from .video import read_video
@@ -107,7 +106,7 @@ class LongVideo:
 
 @dataclass(frozen=True)
 class ChunkDone:
-    """Told after each chunk, once it can be seen in the preview. `chunk` is counted from the start of the video, and
+    """Told of each chunk as soon as it can be seen in the preview. `chunk` is counted from the start of the video, and
     `num_done` of `num_chunks` from the start of this job.
 
     `reused`: it was found on disk. `frames_per_second` and `eta_seconds` are of this session, None before a chunk was
@@ -153,20 +152,22 @@ def make_video(
     *,
     load_model: Callable[[], HeliosTransformer],
     decode: Callable[[torch.Tensor], torch.Tensor],
+    tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     decode_in_background: bool = False,
     metadata: Mapping[str, str] | None = None,
     lead_in: Sequence[Path] = (),
-) -> Iterator[ChunkDone]:
-    """Yield chunk after chunk as they are finished; after the last, the whole video is at `path` (mp4).
+) -> ChunkDone:
+    """Make chunk after chunk, and of all of them the video at `path` (mp4). Returns the last chunk.
 
     `load_model()` is called before each chunk that must be sampled and gives the model ready to compute (a host may
     have moved it away to decode). `decode` takes latents (1, C, 9, h, w) in model space and gives frames (33, H, W, 3)
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
-    `decode_in_background`: do so when it runs on another device, or there is room for both. `lead_in` are segments,
-    encoded alike, to be put before the first chunk (see `write_lead_in`).
+    `decode_in_background`: do so when it runs on another device, or there is room for both. `tell` is called for each
+    chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled, between two
+    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`).
 
-    Whatever stops the run (an exception from `hooks.check_cancelled`, a fault, the consumer, kill -9), finished chunks
+    Whatever stops the run (an exception from `tell` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
     stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
 
     Raises ValueError for a job that cannot work, RunFolderBusyError while another run writes in the folder, OSError
@@ -176,23 +177,25 @@ def make_video(
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"cannot write {path.name}: a long video is an mp4, so the file name must end in .mp4")
     with folder.locked():
-        run = _Run(video, folder, load_model, decode, hooks or Hooks())
-        run.check_disk(path)
+        run = _Run(video, folder, load_model, decode, tell, hooks or Hooks())
+        missing = sum(not folder.chunk_path(key).is_file() for key in run.keys)
+        check_disk(folder.path, path.parent, estimate_disk_use(video.memory, video.num_chunks, num_missing=missing))
         folder.note("take", keys=run.keys, **run.facts())
-        yield from run.chunks(decode_in_background, lead_in)
+        run.make_chunks(decode_in_background, lead_in)
         segments = [folder.segment_path(key) for key in run.segment_keys]
         remove_unfinished(path.parent, path.stem)
         join_segments([*lead_in, *segments], path, metadata)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
         folder.preview_path.unlink(missing_ok=True)
+    return run.last_done
 
 
 class _Run:
     """One call of `make_video`: keys of all chunks, and the latest chunk, which the next one goes on from."""
 
-    def __init__(self, video: LongVideo, folder: RunFolder, load_model, decode, hooks: Hooks) -> None:
-        self.video, self.folder, self.load_model, self.decode = video, folder, load_model, decode
-        self.hooks = replace(hooks, check_cancelled=self._check_cancelled)
+    def __init__(self, video: LongVideo, folder: RunFolder, load_model, decode, tell, hooks: Hooks) -> None:
+        self.video, self.folder, self.load_model, self.decode, self.tell = video, folder, load_model, decode, tell
+        self.hooks = replace(hooks, check_cancelled=self._between_forwards)
         self.host_check_cancelled = hooks.check_cancelled
         self.first = Past(video.memory, stream_state(video.noise))
         self.keys = self._chunk_keys()
@@ -205,6 +208,7 @@ class _Run:
         self.prompt: tuple[torch.Tensor, PromptContext] | None = None
         self.negative: PromptContext | None = None
         self.pending: deque[tuple[Future, Callable[[], ChunkDone]]] = deque()
+        self.last_done: ChunkDone | None = None
 
     # What is asked for
 
@@ -250,43 +254,26 @@ class _Run:
             "notes": dict(video.notes),
         }
 
-    def check_disk(self, path: Path) -> None:
-        """Raise OSError, with the numbers, when what is missing will not fit."""
-        missing = sum(not self.folder.chunk_path(key).is_file() for key in self.keys)
-        use = estimate_disk_use(self.video.memory, self.video.num_chunks, num_missing=missing)
-        logger.info("%s will take about %.1f MB more on disk", self.folder.path, (use.run_folder + use.video) / 1e6)
-        needs = [(self.folder.path, use.run_folder), (path.parent, use.video)]
-        if os.stat(needs[0][0]).st_dev == os.stat(needs[1][0]).st_dev:
-            needs = [(self.folder.path, use.run_folder + use.video)]
-        for place, needed in needs:
-            free = shutil.disk_usage(place).free
-            if free < needed:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"{self.video.num_chunks} chunks need about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
-                    "free; free some space, remove old runs (python -m helios_core runs), or make fewer chunks",
-                    str(place),
-                )
-
     # Making it
 
-    def chunks(self, decode_in_background: bool, lead_in: Sequence[Path]) -> Iterator[ChunkDone]:
+    def make_chunks(self, decode_in_background: bool, lead_in: Sequence[Path]) -> None:
+        """Make what is missing, and tell of every chunk."""
         preview = GrowingVideo(self.folder.preview_path)
         for segment in lead_in:
             preview.append(segment)
-        progress = _Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
+        pace = Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
         with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
             try:
                 for position, key in enumerate(self.keys):
-                    self._check_cancelled()
+                    self._between_forwards()
                     reused = self.folder.has_chunk(key)
                     chunk = None if reused else self._make(position)
-                    progress.count(made=not reused)
+                    pace.count(made=not reused)
                     encode = self._encoder(position, chunk, decode_in_background)
-                    done = self._event(position, reused, progress)
+                    done = self._event(position, reused, pace)
                     self.pending.append((background.submit(_finish, encode, preview), done))
-                    yield from self._finished(max_pending=1)
-                yield from self._finished(max_pending=0)
+                    self._tell_finished(max_pending=1)
+                self._tell_finished(max_pending=0)
             except BaseException as stop:
                 self._note_failures(stop)
                 raise
@@ -381,7 +368,7 @@ class _Run:
 
     # Telling of it
 
-    def _event(self, position: int, reused: bool, pace: _Pace) -> Callable[[], ChunkDone]:
+    def _event(self, position: int, reused: bool, pace: Pace) -> Callable[[], ChunkDone]:
         video = self.video
         num_frames = (position + 1) * FRAMES_PER_CHUNK
         segment = self.folder.segment_path(self.segment_keys[position])
@@ -399,20 +386,22 @@ class _Run:
             folder=self.folder,
         )
 
-    def _finished(self, max_pending: int) -> Iterator[ChunkDone]:
-        """Events of what the background has finished, waiting until no more than `max_pending` are left."""
+    def _tell_finished(self, max_pending: int) -> None:
+        """Tell of what the background has finished, waiting until no more than `max_pending` are left; or raise its
+        fault."""
         while self.pending and (len(self.pending) > max_pending or self.pending[0][0].done()):
             future, event = self.pending[0]
             future.result()
             self.pending.popleft()
-            yield event()
+            self.last_done = event()
+            if self.tell is not None:
+                self.tell(self.last_done)
 
-    def _check_cancelled(self) -> None:
-        """The host's wish to stop, and a fault in the background: both end the sampling of the next chunk."""
+    def _between_forwards(self) -> None:
+        """The host's wish to stop, and what the background has to tell: a fault there ends the sampling too."""
         if self.host_check_cancelled is not None:
             self.host_check_cancelled()
-        if self.pending and self.pending[0][0].done():
-            self.pending[0][0].result()
+        self._tell_finished(max_pending=1)
 
     def _note_failures(self, stop: BaseException) -> None:
         """Finish what the background has begun. Its own fault is told with, not instead of, what stopped the run."""
@@ -424,53 +413,3 @@ class _Run:
 
 def _finish(encode: Callable[[], Path], preview: GrowingVideo) -> None:
     preview.append(encode())
-
-
-class _Pace:
-    """How fast chunks are made in this session."""
-
-    def __init__(self, num_missing: int) -> None:
-        self.num_missing = num_missing
-        self.num_made = 0
-        self.started: float | None = None
-        self.seconds = 0.0
-        self._mark = time.monotonic()
-
-    def count(self, *, made: bool) -> None:
-        """A chunk is there; only the time of those that were made counts."""
-        now = time.monotonic()
-        if made:
-            self.num_made += 1
-            self.seconds += now - self._mark
-        self._mark = now
-
-    @property
-    def frames_per_second(self) -> float | None:
-        return self.num_made * FRAMES_PER_CHUNK / self.seconds if self.seconds else None
-
-    @property
-    def eta_seconds(self) -> float | None:
-        if not self.num_made:
-            return None
-        return max(0, self.num_missing - self.num_made) * self.seconds / self.num_made
-
-
-@dataclass(frozen=True)
-class DiskUse:
-    """Bytes: `run_folder` grows by the first number, and the finished file takes the second."""
-
-    run_folder: int
-    video: int
-
-
-def estimate_disk_use(memory: HeliosMemory, num_chunks: int, *, num_missing: int | None = None) -> DiskUse:
-    """What a video of `num_chunks` chunks that go on from `memory` takes on disk, `num_missing` of them not yet there.
-
-    Latents and memory are counted exactly; the size of video depends on the picture and is a generous guess.
-    """
-    num_missing = num_chunks if num_missing is None else num_missing
-    batch_size, channels, num_frames, height, width = memory.frames.shape
-    # Latents, memory and anchor, 4 bytes each.
-    chunk = 4 * batch_size * channels * height * width * (LATENT_FRAMES_PER_CHUNK + num_frames + 1)
-    chunk_video = video_bytes(memory.width, memory.height, FRAMES_PER_CHUNK)
-    return DiskUse(num_missing * (chunk + chunk_video) + num_chunks * chunk_video, num_chunks * chunk_video)

@@ -59,13 +59,22 @@ def clean_prompt(prompt: str) -> str:
 
 
 def hashed_words(prompt: str, dim: int, num_rows: int = 16) -> torch.Tensor:
-    """Rows (1, num_rows, dim) for the demo model: each word has a fixed vector of +-1, drawn from its hash.
+    """Rows (1, num_rows, dim) for the demo model: each word's own vector. Needs no weights.
 
-    Needs no weights. Zeros follow the last word; words beyond `num_rows` are cut off.
+    Zeros follow the last word; words beyond `num_rows` are cut off.
     """
     rows = torch.zeros(1, num_rows, dim)
-    for index, word in enumerate(re.findall(r"\w+", prompt.lower())[:num_rows]):
-        bits = hashlib.shake_128(word.encode()).digest(-(-dim // 8))
-        signs = torch.tensor([1.0 if bits[i // 8] >> (i % 8) & 1 else -1.0 for i in range(dim)])
-        rows[0, index] = signs
+    for index, word in enumerate(split_words(prompt)[:num_rows]):
+        rows[0, index] = word_vector(word, dim)
     return rows
+
+
+def split_words(prompt: str) -> list[str]:
+    """The words of a prompt in lower case, without punctuation."""
+    return re.findall(r"\w+", prompt.lower())
+
+
+def word_vector(word: str, dim: int) -> torch.Tensor:
+    """A fixed vector (dim,) of +-1 for each word, drawn from its hash."""
+    bits = hashlib.shake_128(word.encode()).digest(-(-dim // 8))
+    return torch.tensor([1.0 if bits[i // 8] >> (i % 8) & 1 else -1.0 for i in range(dim)])

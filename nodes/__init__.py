@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .combine import HeliosVideoCombine
 from .context import HeliosContext
+from .demo import HeliosDemoModels
 from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
@@ -28,6 +29,7 @@ class HeliosExtension(ComfyExtension):
             HeliosScheduleAdd,
             HeliosMemoryInspector,
             HeliosDriftReport,
+            HeliosDemoModels,
             HeliosSpeed,
         ]
 

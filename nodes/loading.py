@@ -7,8 +7,8 @@ import comfy.model_management
 import comfy.ops
 import torch
 
-from ..helios_core.checkpoint import load_transformer, open_checkpoint
-from ..helios_core.config import variant_of
+from ..helios_core.checkpoint import Checkpoint, load_transformer, open_checkpoint
+from ..helios_core.config import SamplingSettings, variant_of
 from ..helios_core.cost import num_parameters
 from ..helios_core.variant import choose_variant
 from .layers import QuantisedLayers
@@ -36,11 +36,15 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
     Raises CheckpointError for a file that is not a complete Helios transformer, ImportError for GGUF without the `gguf`
     package, ValueError for an unknown choice.
     """
-    if weight_dtype not in WEIGHT_DTYPES:
-        raise ValueError(f"weight_dtype is {weight_dtype!r}; allowed: {', '.join(WEIGHT_DTYPES)}")
     checkpoint = open_checkpoint(path)
     settings = choose_variant(path, checkpoint.settings, None if variant == "auto" else variant)
+    return make_patcher(checkpoint, settings, path.name, weight_dtype)
 
+
+def make_patcher(checkpoint: Checkpoint, settings: SamplingSettings, name: str, weight_dtype: str) -> HeliosPatcher:
+    """Read an opened checkpoint into a MODEL that is sampled with `settings`; otherwise as `load_model`."""
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"weight_dtype is {weight_dtype!r}; allowed: {', '.join(WEIGHT_DTYPES)}")
     management = comfy.model_management
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     supported = list(HeliosModelConfig.supported_inference_dtypes)
@@ -60,10 +64,10 @@ def load_model(path: Path, variant: str, weight_dtype: str) -> HeliosPatcher:
         operations=comfy.ops.pick_operations(storage, compute, load_device=load_device, fp8_optimizations=fast),
         keep_quantised=QuantisedLayers(compute, load_device, WEIGHT_DTYPES[weight_dtype], fast),
     )
-    model = HeliosModel(transformer, settings, path.name, manual_cast)
+    model = HeliosModel(transformer, settings, name, manual_cast)
     patcher = HeliosPatcher(model, load_device=load_device, offload_device=offload_device)
     logger.info(
         "Helios %s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
-        variant_of(settings), path.name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
+        variant_of(settings), name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
     )  # fmt: skip
     return patcher

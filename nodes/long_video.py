@@ -3,13 +3,11 @@
 import math
 from functools import partial
 
-import comfy.model_management
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.blending import EncodedSchedule
 from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK, SamplingSettings
-from ..helios_core.cost import activation_bytes
 from ..helios_core.drift import AntiDrift
 from ..helios_core.fingerprint import model_fingerprint
 from ..helios_core.long_video import ChunkPlan, LongVideo, make_video
@@ -198,21 +196,24 @@ class HeliosLongVideo(io.ComfyNode):
         )
         video.check()
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
+        elsewhere = decodes_elsewhere(vae, model)
         folder, node_id = RunFolder(run_path(run_name)), cls.hidden.unique_id
         with (
-            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as hooks,
+            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
-            for last in make_video(
+            last = make_video(
                 video,
                 folder,
                 path,
-                load_model=partial(load_model, model, memory, guided),
+                # With a VAE elsewhere the weights stay where they are; and ComfyUI loads models in one thread only.
+                load_model=(lambda: helios.diffusion_model) if elsewhere else sampling.load,
                 decode=partial(decode, helios, vae),
-                hooks=strip.watch(hooks),
+                decode_in_background=elsewhere,
+                tell=strip.done,
+                hooks=strip.watch(sampling.hooks),
                 metadata=graph_metadata(cls.hidden),
-            ):
-                strip.done(last)
+            )
         last_frame = last.frames()[-1:].float() / 255
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         shown = {**ui.PreviewVideo([saved]).as_dict(), "helios_run": [strip.run()]}
@@ -241,14 +242,13 @@ class Plan:
         )
 
 
-def load_model(model, memory, guided: bool):
-    """Bring the weights to the device, as far as they fit (decoding may have moved them away)."""
-    transformer = model.model.diffusion_model
-    required = activation_bytes(
-        transformer.config, memory.width, memory.height, transformer.dtype, num_prompts=2 if guided else 1
-    )
-    comfy.model_management.load_models_gpu([model, *model.model_patches_models()], memory_required=required)
-    return transformer
+def decodes_elsewhere(vae, model) -> bool:
+    """Whether the VAE has a device of its own (--cpu-vae, a second GPU), and so can decode beside the sampling.
+
+    On one device neither would be done sooner, and ComfyUI may move the model's weights away to make room for the VAE,
+    which it must not in the midst of a forward.
+    """
+    return vae.device != model.load_device
 
 
 def decode(helios, vae, latents: torch.Tensor) -> torch.Tensor:

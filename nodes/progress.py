@@ -24,12 +24,18 @@ COLUMNS = 3  # of the picture: nine frames are 3 x 3
 
 class Progress:
     """The sampler's progress hook for one node: chunks from `first_chunk` of the video on, with the cost of each of
-    their steps in order."""
+    their steps in order. `advice` are sentences that stand below the words as long as those do."""
 
     def __init__(
-        self, node_id: str | None, step_costs: Sequence[Sequence[int]], first_chunk: int, device: torch.device
+        self,
+        node_id: str | None,
+        step_costs: Sequence[Sequence[int]],
+        first_chunk: int,
+        device: torch.device,
+        advice: Sequence[str] = (),
     ) -> None:
         self.node_id = node_id
+        self.advice = advice
         self.num_chunks = len(step_costs)
         self.first_chunk = first_chunk
         self.clock = JobClock(step_costs, first_chunk)
@@ -44,7 +50,8 @@ class Progress:
             picture = ("JPEG", self.preview.draw(step), latent_preview.MAX_PREVIEW_RESOLUTION)
         total = self.bar.total
         self.bar.update_absolute(round(total * self.clock.fraction), total, picture)
-        self._tell(self._words(step))
+        # ComfyUI's page takes this for markup: nothing that a user wrote may be in it.
+        self._tell("\n".join([self._words(step), *self.advice]))
 
     def _words(self, step: StepDone) -> str:
         chunk = step.chunk_index - self.first_chunk + 1

@@ -2,8 +2,9 @@
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..helios_core.cost import estimate_memory
 from ..helios_core.eta import step_costs
 from ..helios_core.memory import HeliosMemory
 from ..helios_core.sampler import Hooks, OutOfMemoryError
+from ..helios_core.transformer import HeliosTransformer
+from ..helios_core.variant import sampling_advice
 from .model import check_cancelled, helios_model
 from .progress import Progress
 
@@ -41,15 +44,24 @@ UNUSED_OPTIONS = (
 UNUSED_TRANSFORMER_OPTIONS = ("patches", "patches_replace")
 
 
+@dataclass(frozen=True)
+class SamplingRun:
+    """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
+    run there since (a VAE), and gives the transformer."""
+
+    hooks: Hooks
+    load: Callable[[], HeliosTransformer]
+
+
 @contextmanager
 def sampling_run(
     patcher: comfy.model_patcher.ModelPatcher,
     memory: HeliosMemory,
     settings: Sequence[SamplingSettings],
     node_id: str | None,
-) -> Iterator[Hooks]:
-    """Load the model with room for the chunks that follow `memory`, one for each of `settings`, and give the hooks
-    to sample them with. `node_id` is the node that shows the progress.
+) -> Iterator[SamplingRun]:
+    """Load the model with room for the chunks that follow `memory`, one for each of `settings`. `node_id` is the node
+    that shows the progress, and a warning for settings that the variant was not trained for.
 
     Raises ValueError for a model that carries a part of a sampler from another node, and OutOfMemoryError, with what
     to do about it in ComfyUI, when the device has too little memory.
@@ -74,19 +86,27 @@ def sampling_run(
         "Helios %s at %dx%d, %d chunks: %s",
         variant_of(dearest), memory.width, memory.height, len(settings), estimate,
     )  # fmt: skip
-    comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
 
+    def load() -> HeliosTransformer:
+        comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
+        return helios.diffusion_model
+
+    load()
+    advice = list(dict.fromkeys(sentence for own in settings for sentence in sampling_advice(helios.settings, own)))
+    for sentence in advice:
+        logger.warning(sentence)
     costs = [
         step_costs(config, own, memory.width, memory.height, chunk_index)
         for chunk_index, own in enumerate(settings, start=memory.chunk_index)
     ]
     patcher.pre_run()
     try:
-        yield Hooks(
-            progress=Progress(node_id, costs, memory.chunk_index, device),
+        hooks = Hooks(
+            progress=Progress(node_id, costs, memory.chunk_index, device, advice),
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )
+        yield SamplingRun(hooks, load)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "

@@ -1,6 +1,5 @@
 """Helios Chunk Sampler: MODEL, prompt and memory -> chunks of latents and the next memory."""
 
-import logging
 import weakref
 from dataclasses import replace
 
@@ -12,13 +11,10 @@ from ..helios_core.blending import sample_schedule
 from ..helios_core.config import SamplingSettings, parse_steps
 from ..helios_core.noise import NOISE_SOURCES, noise_source
 from ..helios_core.sampler import check_job
-from ..helios_core.variant import sampling_advice
 from .context import encode_anchors
 from .model import helios_model, model_settings
 from .run import sampling_run, unfinished_run
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
-
-logger = logging.getLogger(__name__)
 
 
 class HeliosChunkSampler(io.ComfyNode):
@@ -141,7 +137,7 @@ class HeliosChunkSampler(io.ComfyNode):
         device = model.load_device
         with sampling_run(
             model, memory, [script.settings_for(chunk, settings) for chunk in span], cls.hidden.unique_id
-        ) as hooks:
+        ) as sampling:
             latents = [chunk for chunk, _ in run.chunks]
             if run.chunks:
                 _, memory = run.chunks[-1]
@@ -154,7 +150,7 @@ class HeliosChunkSampler(io.ComfyNode):
                 settings,
                 negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,
                 anchors=anchors,
-                hooks=hooks,
+                hooks=sampling.hooks,
                 model_name=helios.name,
             ):
                 latents.append(chunk.to(comfy.model_management.intermediate_device()))
@@ -168,16 +164,10 @@ class HeliosChunkSampler(io.ComfyNode):
 def choose_settings(
     settings: SamplingSettings, steps: str, guidance_scale: float, amplify_first_chunk: bool
 ) -> SamplingSettings:
-    """The variant's settings with what the node overrides, and a warning for what the variant was not trained for.
-
-    Raises ValueError when steps and stages do not match.
-    """
-    chosen = replace(
+    """The variant's settings with what the node overrides. Raises ValueError when steps and stages do not match."""
+    return replace(
         settings,
         steps=parse_steps(steps) if steps else settings.steps,
         guidance_scale=guidance_scale or settings.guidance_scale,
         amplify_first_chunk=amplify_first_chunk,
     )
-    for sentence in sampling_advice(settings, chosen):
-        logger.warning(sentence)
-    return chosen

@@ -66,9 +66,11 @@ def video(num_chunks: int = 3, *, seed: int = 1, prompts: dict | None = None, se
 
 
 def make(job: LongVideo, folder: Path, out: Path, *, hooks: Hooks | None = None, **options) -> list[ChunkDone]:
-    """Make it to the end."""
+    """Make it to the end; returns what was told of each chunk."""
+    told = []
     options = {"load_model": lambda: parts()[0], "decode": decode, **options}
-    return list(make_video(job, RunFolder(folder), out, hooks=hooks, metadata={"about": "a test"}, **options))
+    make_video(job, RunFolder(folder), out, tell=told.append, hooks=hooks, metadata={"about": "a test"}, **options)
+    return told
 
 
 # Processes that die

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from helios_core.long_video import estimate_disk_use
+from helios_core.disk import estimate_disk_use
 from helios_core.run_folder import RunFolder, RunFolderBusyError
 from helios_core.sampler import Hooks
 from helios_core.video import read_video
@@ -177,7 +177,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_runs_full_is_an_error_that_loses_nothing(small_disk, unbroken, monkeypatch):
     place, enlarge = small_disk
-    monkeypatch.setattr("helios_core.long_video.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 0, 1e9))
+    monkeypatch.setattr("helios_core.disk.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 0, 1e9))
     with pytest.raises(OSError, match="No space left") as caught:
         runs.make(runs.video(), place / "run", place / "out.mp4")
     assert caught.value.errno == errno.ENOSPC
@@ -204,9 +204,9 @@ def test_any_write_may_find_the_disk_full(tmp_path, unbroken, monkeypatch, faili
 
 
 def test_a_disk_known_to_be_too_small_is_told_beforehand_with_the_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("helios_core.long_video.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 1e9, 5e4))
+    monkeypatch.setattr("helios_core.disk.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 1e9, 5e4))
     needed = estimate_disk_use(runs.video().memory, 3)
-    with pytest.raises(OSError, match=rf"3 chunks need about {(needed.run_folder + needed.video) / 1e6:.1f} MB"):
+    with pytest.raises(OSError, match=rf"the video needs about {(needed.run_folder + needed.video) / 1e6:.1f} MB"):
         runs.make(runs.video(), tmp_path / "run", tmp_path / "out.mp4")
     assert not finished_chunks(tmp_path / "run")
 

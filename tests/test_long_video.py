@@ -77,6 +77,27 @@ def test_events_tell_what_was_made_and_how_far_it_is(make):
     assert done[-1].memory().provenance == Provenance("t2v", "demo", 1, "demo-fingerprint")
 
 
+def test_a_chunk_is_told_while_the_next_one_is_sampled_and_the_last_is_returned(tmp_path):
+    settings = replace(runs.SETTINGS, steps=(50,))
+    job = runs.video(3)
+    order = []
+    last = make_video(
+        replace(job, plan=lambda chunk: replace(job.plan(chunk), settings=settings)),
+        RunFolder(tmp_path / "run"),
+        tmp_path / "out.mp4",
+        load_model=lambda: runs.parts()[0],
+        decode=runs.decode,
+        tell=lambda done: order.append(("told", done.chunk)),
+        hooks=Hooks(
+            progress=lambda step: order.append(("step", step.chunk_index)),
+            check_cancelled=lambda: time.sleep(0.02),  # a second a chunk: encoding takes less
+        ),
+    )
+    for chunk in (0, 1):
+        assert ("step", chunk + 1) in order[order.index(("told", chunk)) :]
+    assert order[-1] == ("told", last.chunk) == ("told", 2)
+
+
 def test_the_finished_file_carries_the_metadata_and_the_journal_the_job(tmp_path, make):
     make(runs.video(2, notes={"prompt": "a fox"}))
     take, *chunks, finished = RunFolder(tmp_path / "run").journal()
@@ -246,20 +267,23 @@ def test_a_fault_while_encoding_stops_the_sampling_of_the_next_chunk(tmp_path, m
     assert all(event.reused == (event.chunk == 0) for event in make(runs.video(2)))
 
 
-def test_a_consumer_that_walks_away_leaves_what_was_finished(tmp_path):
-    generator = make_video(
-        runs.video(3),
-        RunFolder(tmp_path / "run"),
-        tmp_path / "out.mp4",
-        load_model=lambda: runs.parts()[0],
-        decode=runs.decode,
-    )
-    next(generator)
-    generator.close()
+def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tmp_path, make):
+    def fail(done):
+        raise ConnectionError(f"nobody wants chunk {done.chunk}")
+
+    with pytest.raises(ConnectionError, match="chunk 0"):
+        make_video(
+            runs.video(3),
+            RunFolder(tmp_path / "run"),
+            tmp_path / "out.mp4",
+            load_model=lambda: runs.parts()[0],
+            decode=runs.decode,
+            tell=fail,
+        )
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("helios-encode")]
     frames = read_video(tmp_path / "run" / "preview.mp4").num_frames
     assert frames >= 33
-    assert sum(event.reused for event in runs.make(runs.video(3), tmp_path / "run", tmp_path / "out.mp4")) >= 1
+    assert sum(event.reused for event in make(runs.video(3))) >= 1
 
 
 # Flat

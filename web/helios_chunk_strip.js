@@ -3,6 +3,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { after } from "./shared/dom.js";
+import { pageTranslator } from "./shared/words.js";
 import { ChunkStrip } from "./strip/view.js";
 
 const REMEMBERED = 16; // runs of ComfyUI's history to look through after a page was loaded
@@ -46,6 +48,7 @@ function attach(node) {
         return;
     }
     const strip = new ChunkStrip({
+        t: pageTranslator(app),
         values: (id) => widgetValues(node, id),
         rerolls: () => String(find(node, "reroll").value ?? ""),
         setRerolls(text) {
@@ -141,14 +144,4 @@ async function restore() {
 /** Have ComfyUI look whether the workflow changed: by itself it does so only when it sees a key or mouse button. */
 function noteChange() {
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
-}
-
-/** Call `then` after a method of this one object, whether or not it has had one. */
-function after(object, name, then) {
-    const before = object[name];
-    object[name] = function (...values) {
-        const result = before?.apply(this, values);
-        then(...values);
-        return result;
-    };
 }

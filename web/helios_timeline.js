@@ -2,6 +2,8 @@
 // and run; without this script the text still works.
 
 import { app } from "../../scripts/app.js";
+import { after } from "./shared/dom.js";
+import { pageTranslator } from "./shared/words.js";
 import { Timeline } from "./timeline/view.js";
 
 const WATCHED = ["text", "frame_rate", "blend", "shape", "file"];
@@ -32,13 +34,20 @@ function attach(node) {
         return;
     }
     const isLinked = () => node.inputs?.some((input) => input.widget?.name === "text" && input.link != null);
+    const t = pageTranslator(app);
+    const replacedBy = () => {
+        if (isLinked()) return t("The schedule comes from another node; the text here is not used.");
+        const { value } = widgets.file;
+        return value ? t("The schedule comes from the file {file}; the text here is not used.", { file: value }) : "";
+    };
     const timeline = new Timeline({
+        t,
         read: () => ({
             text: String(widgets.text.value ?? ""),
             frameRate: Number(widgets.frame_rate.value) || 24,
             blend: Number(widgets.blend.value),
             shape: widgets.shape.value,
-            replacedBy: isLinked() ? "another node" : widgets.file.value ? `the file ${widgets.file.value}` : "",
+            replacedBy: replacedBy(),
         }),
         write(text) {
             widgets.text.value = text;
@@ -60,14 +69,4 @@ function attach(node) {
     after(node, "onRemoved", () => timeline.remove());
     node.setSize([Math.max(node.size[0], 560), Math.max(node.size[1], 640)]);
     timeline.refresh();
-}
-
-/** Call `then` after a method of this one object, whether or not it has had one. */
-function after(object, name, then) {
-    const before = object[name];
-    object[name] = function (...values) {
-        const result = before?.apply(this, values);
-        then();
-        return result;
-    };
 }

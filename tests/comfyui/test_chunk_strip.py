@@ -83,6 +83,15 @@ def test_every_chunk_is_told_as_running_then_done_in_order_with_its_file_and_thu
     json.dumps(last_told(run, graph))  # plain data
 
 
+def test_a_chunk_is_told_as_done_while_the_next_one_is_sampled(comfyui, graph):
+    inputs_of(graph).update(steps="100,1,1", amplify_first_chunk=False)
+    run = comfyui.run_graph(graph)
+    events = [(name, data["value"] if name == "progress" else data.get("state")) for name, data in run.events
+              if name == "progress" or (name == "helios.chunk" and data["chunk"] == 0)]  # fmt: skip
+    after = events[events.index(("helios.chunk", "done")) :]
+    assert any(name == "progress" and value < 2000 for name, value in after)  # a chunk is 1000
+
+
 def test_a_run_begins_with_the_list_of_its_chunks_and_what_they_are_made_from(comfyui, graph):
     run = comfyui.run_graph(graph)
     (start,) = [data for name, data in run.events if name == "helios.run"]

@@ -3,12 +3,18 @@
 Set HELIOS_SCREENSHOTS to a folder to keep pictures of it.
 """
 
+import json
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
 from harness.browser import Page, chromium, find_chromium
 from harness.samples import read_workflow
+
+from helios_core.run_folder import RunFolder
+from helios_core.video import read_video
 
 EXECUTABLE = find_chromium()
 if EXECUTABLE is None:
@@ -43,6 +49,24 @@ class StripPage:
         )
         self.page.wait_for_selector(".helios-strip")
         self.page.wait_for_timeout(300)
+
+    def tell(self, event: str, payload: dict) -> None:
+        """As if the server had sent it."""
+        self.page.evaluate("([event, payload]) => app.api.dispatchCustomEvent(event, payload)", [event, payload])
+
+    def show_run(self, chunks: list[dict], run_name: str = "shown", inputs: dict | None = None) -> None:
+        """Have the strip show a run that never was, of the node's `inputs`; `chunks` are how they differ from queued
+        ones."""
+        node = self.page.evaluate("() => app.graph._nodes.find(node => node.type === 'HeliosLongVideo').id")
+        about = {"node": str(node), "run_name": run_name, "take": 0, "first_chunk": 0, "num_chunks": len(chunks)}
+        place = {"filename": None, "subfolder": None, "type": None}
+        queued = {**about, **place, "state": "queued", "reused": False, "seconds_of_video": 1.375, "thumbnail": None}
+        told = [{**queued, "chunk": number, **news} for number, news in enumerate(chunks)]
+        self.tell("helios.run", {**about, "inputs": {str(node): inputs or {}}, "chunks": told})
+
+    @property
+    def thumbnails(self) -> list[str]:
+        return self.tiles.locator("img").evaluate_all("(pictures) => pictures.map((picture) => picture.src)")
 
     def run(self) -> None:
         assert self.harness.run() == "execution_success"
@@ -93,12 +117,36 @@ class StripPage:
         self.harness.screenshot(folder / f"{name}_{self.version}.png")
 
 
+USUAL = {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark", "Comfy.Locale": "en"}
+HOSTILE = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
+
+
 @pytest.fixture(scope="module")
-def strip(server):
+def browser():
     with chromium(EXECUTABLE) as browser:
-        server.post("/api/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
-        page = browser.new_page(viewport={"width": 1400, "height": 1100})
-        yield StripPage(page, server)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def strip(browser, server):
+    server.post("/api/settings", USUAL)
+    return StripPage(browser.new_page(viewport={"width": 1400, "height": 1100}), server)
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """A page with other settings, which are as usual again afterwards."""
+    pages = []
+
+    def open_page(settings: dict) -> StripPage:
+        server.post("/api/settings", USUAL | settings)
+        pages.append(browser.new_page(viewport={"width": 1400, "height": 1100}))
+        return StripPage(pages[-1], server)
+
+    yield open_page
+    server.post("/api/settings", USUAL)
+    for page in pages:
+        page.close()
 
 
 def test_chunks_are_shown_played_rerolled_and_only_later_ones_are_made_again(strip, tmp_path):
@@ -193,6 +241,108 @@ def test_the_strip_is_not_saved_and_comes_back_after_a_reload(strip, tmp_path):
     strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
     assert strip.states == ["done"] * 3
     strip.screenshot("strip_reload", tmp_path)
+
+
+def test_twenty_chunks_with_the_page_open_and_with_no_page_are_the_same_file(strip, server, home):
+    name = "strip twenty"
+    strip.open(name)
+    strip.harness.set_widgets("HeliosLongVideo", {"chunks": 20})
+    assert strip.harness.run(timeout_s=400) == "execution_success"
+    assert strip.states == ["done"] * 20
+    runs = home.output / "helios_runs"
+    (runs / name).rename(runs / f"{name} watched")
+    (queued,) = [
+        entry["prompt"] for entry in server.get("/history").values() if name in json.dumps(entry["prompt"][2])
+    ]  # (number, id, graph, extra data, ...)
+    server.post("/free", {"free_memory": True})  # or ComfyUI would find that it has made all this
+    time.sleep(1)
+    # Without a client_id nobody is told anything; the graph that is kept in the file is the same.
+    again = server.post("/prompt", {"prompt": queued[2], "extra_data": {"extra_pnginfo": queued[3]["extra_pnginfo"]}})
+    deadline = time.monotonic() + 400
+    while again["prompt_id"] not in server.get("/history"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    watched, alone = sorted(home.output.glob(f"{name}*.mp4"))
+    assert read_video(watched).num_frames == 20 * 33
+    assert watched.read_bytes() == alone.read_bytes()
+    journal = RunFolder(runs / name).journal()
+    assert sum(entry["record"] == "chunk" for entry in journal) == 20  # none was taken from disk
+
+
+def test_every_state_of_a_chunk_has_a_word_and_a_border_of_its_own(strip, tmp_path):
+    pictures = strip.thumbnails
+    there = {"state": "done", "filename": "a.mp4", "subfolder": "", "type": "output"}
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": "2:7"})
+    strip.show_run(
+        [{**there, "thumbnail": pictures[0]}, there, {**there, "thumbnail": pictures[2]}]
+        + [{"state": state} for state in ("running", "stopped", "queued")],
+        inputs={"seed": strip.widget("seed"), "reroll": ""},
+    )
+    assert strip.tiles.locator(".label span:last-child").all_inner_texts() == [
+        "done", "done", "stale", "running", "stopped", "queued",
+    ]  # fmt: skip
+    borders = strip.tiles.evaluate_all(
+        """(tiles) => tiles.map((tile) => getComputedStyle(tile))
+            .map((style) => style.borderStyle + style.borderColor)"""
+    )
+    assert len(set(borders)) == 5
+    strip.screenshot("strip_states", tmp_path)
+
+
+def test_markup_in_what_a_run_tells_never_becomes_an_element(strip):
+    news = dict.fromkeys(("state", "filename", "subfolder", "type", "thumbnail"), HOSTILE)
+    strip.show_run([news, {**news, "state": "done"}], run_name=HOSTILE)
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": f"1:{HOSTILE}"})
+    strip.press("Give this chunk another seed; later ones keep theirs (R)")
+    assert HOSTILE in strip.page.locator(".helios-strip .where").inner_text()
+    root = strip.page.locator(".helios-strip")
+    assert root.locator("script, a, iframe").count() == 0
+    assert root.locator("img").count() == strip.tiles.count()
+    assert strip.page.evaluate("() => window.pwned") is None
+
+
+def test_in_vue_nodes_chunks_are_shown_played_and_rerolled_too(open_page, tmp_path):
+    strip = open_page({"Comfy.VueNodes.Enabled": True})
+    if strip.version.startswith("1.27."):
+        pytest.skip("this frontend's experimental Vue nodes show no DOM widget of any pack")
+    strip.open("strip vue")
+    strip.run()
+    assert strip.states == ["done"] * 3
+    strip.tiles.nth(1).click()
+    strip.page.wait_for_function("() => document.querySelector('.helios-strip video').readyState >= 2")
+    strip.screenshot("strip_vue", tmp_path)
+    strip.press("Give this chunk another seed; later ones keep theirs (R)")
+    assert strip.widget("reroll").startswith("1:")
+    assert strip.states == ["done", "stale", "stale"]
+
+
+def test_the_strip_is_readable_in_the_light_theme(open_page, tmp_path):
+    strip = open_page({"Comfy.ColorPalette": "light"})
+    strip.open("strip branch")  # finished above
+    strip.run()
+    strip.harness.set_widgets("HeliosLongVideo", {"reroll": "2:5"})
+    strip.screenshot("strip_light", tmp_path)
+    for selector in (".helios-strip button", ".helios-strip .where"):
+        colour = strip.page.locator(selector).first.evaluate("(element) => getComputedStyle(element).color")
+        assert max(int(level) for level in re.findall(r"\d+", colour)[:3]) < 128  # dark on light
+
+
+def test_strip_and_timeline_speak_chinese_when_comfyui_does(open_page, tmp_path):
+    strip = open_page({"Comfy.Locale": "zh"})
+    strip.open("strip branch")
+    strip.run()
+    strip.page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode('HeliosPromptSchedule')
+            node.pos = [app.graph._nodes.find(node => node.type === 'HeliosLongVideo').pos[0] + 460, 0]
+            app.graph.add(node)
+        }"""
+    )
+    strip.page.wait_for_selector(".helios-timeline .block")
+    strip.screenshot("chinese", tmp_path)
+    assert strip.page.locator(".helios-strip button").all_inner_texts() == ["▶ 播放", "重抽", "从此重做", "从此分支"]
+    assert strip.page.locator(".helios-timeline button").all_inner_texts()[2:] == ["拆分", "复制", "删除"]
+    assert strip.tiles.first.locator(".label span:last-child").inner_text() == "完成"
 
 
 def test_no_error_was_told_to_the_console(strip):

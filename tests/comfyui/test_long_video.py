@@ -2,6 +2,9 @@
 
 import json
 import re
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +27,12 @@ def graph(comfyui, models, request):
         "inputs": {"memory": [long_video, 1], "filename_prefix": f"{name}/memory"},
     }
     return graph
+
+
+@pytest.fixture
+def module(comfyui):
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.long_video")]
+    return module
 
 
 def inputs_of(graph) -> dict:
@@ -161,6 +170,63 @@ def test_a_saved_memory_loads_bit_for_bit_and_goes_on(comfyui, home, graph):
     assert torch.equal(loaded.anchor, made.anchor)
     assert (loaded.chunk_index, loaded.provenance) == (1, made.provenance)
     assert run.output(node, 1).chunk_index == 2
+
+
+@pytest.mark.parametrize(
+    ("vae", "model", "elsewhere"), [("cpu", "cpu", False), ("cuda:0", "cuda:0", False), ("cpu", "cuda:0", True)]
+)
+def test_a_vae_on_another_device_decodes_beside_the_sampling(module, vae, model, elsewhere):
+    vae, model = SimpleNamespace(device=torch.device(vae)), SimpleNamespace(load_device=torch.device(model))
+    assert module.decodes_elsewhere(vae, model) is elsewhere
+
+
+@pytest.fixture
+def beside(module, monkeypatch):
+    """As with a VAE on another device; gives the names of the threads that decoded."""
+    threads, decode = [], module.decode
+
+    def watched(*inputs):
+        threads.append(threading.current_thread().name)
+        return decode(*inputs)
+
+    monkeypatch.setattr(module, "decodes_elsewhere", lambda vae, model: True)
+    monkeypatch.setattr(module, "decode", watched)
+    return threads
+
+
+def test_decoding_beside_the_sampling_gives_the_same_bytes(comfyui, home, graph, request):
+    expected = video_of(good(comfyui.run_graph(graph)), graph, home).read_bytes()
+    folder = run_folder(home, graph)
+    folder.rename(folder.with_name(f"{folder.name} before"))
+    threads = request.getfixturevalue("beside")
+    assert video_of(good(comfyui.run_graph(graph)), graph, home).read_bytes() == expected
+    assert len(threads) == 3
+    assert all(name.startswith("helios-encode") for name in threads)
+
+
+def test_cancelling_while_it_decodes_beside_keeps_the_chunks_and_resumes(comfyui, home, graph, beside):
+    inputs_of(graph).update(steps="100,1,1", amplify_first_chunk=False)
+    stopped = comfyui.run_graph(graph, interrupt_at=0.67)
+    assert (stopped.success, stopped.error) == (False, "")
+    assert len(chunks_on_disk(home, graph)) == 2
+    assert encoders() == []
+    good(comfyui.run_graph(graph))
+    assert chunks_made(home, graph) == 3
+
+
+def test_a_fault_of_the_vae_beside_the_sampling_is_told_as_it_is(comfyui, home, graph, beside, module, monkeypatch):
+    def fail(*inputs):
+        raise ArithmeticError("the VAE is broken")
+
+    monkeypatch.setattr(module, "decode", fail)
+    stopped = comfyui.run_graph(graph)
+    assert "the VAE is broken" in stopped.error
+    assert encoders() == []
+    assert 1 <= len(chunks_on_disk(home, graph)) <= 2
+
+
+def encoders() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("helios-encode")]
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", "/etc", "x" * 101])

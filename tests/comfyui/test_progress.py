@@ -91,6 +91,15 @@ def test_comfyuis_frontend_is_told_chunk_stage_step_and_the_time_left(server):
     assert all(match[4] for match in matches[1:])
 
 
+def test_settings_far_from_the_variants_are_told_on_the_node(server):
+    graph = latents_graph(server.object_info(), chunks=1, steps="20,1,1")
+    run = server.run_graph(graph, features={"supports_preview_metadata": True})
+    for data in run.named("progress_text"):
+        words, advice = data["text"].split("\n")
+        assert words.startswith("chunk 1 of 1, stage ")
+        assert "Helios Distilled is made for [2, 2, 2]" in advice
+
+
 def test_a_plain_websocket_client_gets_only_the_events_that_comfyuis_own_samplers_send(server):
     graph = latents_graph(server.object_info(), chunks=1)
     graph[SAMPLER]["inputs"]["seed"] = 6

@@ -1,18 +1,25 @@
 // What the strip of chunks knows and does, as pure functions. A run is the payload of the server's "helios.run" event
 // and is kept up to date by "helios.chunk" (nodes/chunk_strip.py has both).
 
+import { inEnglish } from "../shared/words.js";
+
 const MAX_SEED = 2 ** 48; // Every number below fits a JavaScript number and the node's seed.
 const FOR_ALL_CHUNKS = ["run_name", "steps", "guidance_scale", "amplify_first_chunk", "anti_drift", "frame_rate", "crf"];
 
-/** A reroll text that is not `chunk:seed, chunk:seed`. */
-export class RerollError extends Error {}
+/** A reroll text that is not `chunk:seed, chunk:seed`; `part` is what cannot be read. */
+export class RerollError extends Error {
+    constructor(part) {
+        super(`reroll "${part}" must be chunk:seed`);
+        this.part = part;
+    }
+}
 
 /** "3:77, 5:12" -> Map of chunk to seed. Seeds stay text: they may be larger than a JavaScript number can tell. */
 export function parseRerolls(text) {
     const rerolls = new Map();
     for (const part of text.split(",").map((part) => part.trim()).filter(Boolean)) {
         const found = /^(\d+)\s*:\s*(\d+)$/.exec(part);
-        if (!found) throw new RerollError(`reroll "${part}" must be chunk:seed, two whole numbers, as in 3:77`);
+        if (!found) throw new RerollError(part);
         rerolls.set(Number(found[1]), found[2]);
     }
     return rerolls;
@@ -107,20 +114,23 @@ export function shownState(chunk, stale) {
     return chunk.state === "done" && chunk.chunk >= stale ? "stale" : chunk.state;
 }
 
-const WORDS = {
-    queued: "queued",
-    running: "being made",
-    stopped: "stopped before it was finished",
-    done: "done",
-    stale: "done, but an input has changed since: the next run makes it again",
-};
+function stateInWords(chunk, state, t) {
+    if (state === "queued") return t("queued");
+    if (state === "running") return t("being made");
+    if (state === "stopped") return t("stopped before it was finished");
+    if (state === "stale") return t("done, but an input has changed since: the next run makes it again");
+    return chunk.reused ? t("done, taken from disk") : t("done");
+}
 
 /** One line for a screen reader and the tooltip. */
-export function describeChunk(run, chunk, state) {
-    const words = chunk.reused && state === "done" ? "done, taken from disk" : WORDS[state];
-    const end = chunk.seconds_of_video;
-    const seconds = end === undefined ? "" : `, to ${Number(end.toFixed(3))} seconds`;
-    return `Chunk ${chunk.chunk} of ${run.first_chunk} to ${run.first_chunk + run.num_chunks - 1}${seconds}: ${words}`;
+export function describeChunk(run, chunk, state, t = inEnglish) {
+    const values = {
+        chunk: chunk.chunk, first: run.first_chunk, last: run.first_chunk + run.num_chunks - 1,
+        seconds: Number(chunk.seconds_of_video?.toFixed(3)), state: stateInWords(chunk, state, t),
+    };
+    return chunk.seconds_of_video === undefined
+        ? t("Chunk {chunk} of {first} to {last}: {state}", values)
+        : t("Chunk {chunk} of {first} to {last}, to {seconds} seconds: {state}", values);
 }
 
 /** Where the chunk can be played, for ComfyUI's api.apiURL, or null. */
@@ -131,12 +141,11 @@ export function viewPath(chunk) {
 }
 
 /** How many chunks are there of how many. */
-export function summary(run, stale) {
+export function summary(run, stale, t = inEnglish) {
     const states = run.chunks.map((chunk) => shownState(chunk, stale));
     const count = (state) => states.filter((other) => other === state).length;
-    const words = [`${count("done") + count("stale")} of ${run.num_chunks} chunks`];
-    if (count("stale")) words.push(`${count("stale")} stale`);
-    return words.join(", ");
+    const values = { done: count("done") + count("stale"), total: run.num_chunks, stale: count("stale") };
+    return values.stale ? t("{done} of {total} chunks, {stale} stale", values) : t("{done} of {total} chunks", values);
 }
 
 /** Values for what "branch from here" adds: the rewind to after this chunk, and the copy that goes on. */

@@ -18,7 +18,7 @@ export const CSS = `
 .helios-strip .where { color: var(--descrip-text, #999); font-variant-numeric: tabular-nums; flex: none; min-height: 16px;
     white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .helios-strip .where.fault { color: #e5484d; white-space: normal; }
-.helios-strip .tiles { display: flex; gap: 4px; overflow-x: auto; overflow-y: hidden; flex: none; height: 92px;
+.helios-strip .tiles { display: flex; gap: 4px; overflow-x: auto; overflow-y: hidden; flex: none; height: 84px;
     scrollbar-width: thin; align-items: flex-start; }
 .helios-strip .tile { flex: none; width: 92px; height: 76px; position: relative; overflow: hidden; border-radius: 6px;
     cursor: pointer; background: var(--comfy-input-bg, #222); border: 2px solid var(--border-color, #4e4e4e); }
@@ -26,6 +26,7 @@ export const CSS = `
 .helios-strip .tile .label { position: absolute; left: 0; right: 0; bottom: 0; display: flex; padding: 1px 5px;
     justify-content: space-between; font-size: 11px; color: #fff; background: rgb(0 0 0 / .62); pointer-events: none; }
 .helios-strip .tile.queued, .helios-strip .tile.stopped { border-style: dashed; }
+.helios-strip .tile.stopped { border-color: #e5484d; }
 .helios-strip .tile.done { border-color: #57b26a; }
 .helios-strip .tile.running { border-color: var(--accent); }
 .helios-strip .tile.stale { border-color: #d9a21b; border-style: dotted; }

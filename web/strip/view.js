@@ -1,6 +1,8 @@
 // The strip's elements and what mouse and keys do to them. Whatever comes from a run gets into the page as text,
 // values and attributes, never as markup.
 
+import { keepEvents, make } from "../shared/dom.js";
+import { inEnglish } from "../shared/words.js";
 import * as model from "./model.js";
 import { CSS } from "./style.js";
 
@@ -8,13 +10,13 @@ const KEYS =
     "Left and Right choose a chunk, Home and End the first and last. Enter or Space plays it, Escape ends that. " +
     "R gives it another seed, D redoes the video from it, B branches after it.";
 const EMPTY = "The chunks are shown here when the video is made.";
-const HEIGHT = 170; // px
+const HEIGHT = 176; // px, of which ComfyUI keeps 20 free around the strip
 const PLAYER_HEIGHT = 210;
 
 /**
  * `values(id)` gives {widget: value} of a node of the graph or null, `rerolls()` the text of the reroll widget,
  * `setRerolls(text)` changes it, `branch({rewind, copy})` adds the nodes of a branch, `address(path)` makes an address
- * of a path of the server, and `resized()` is told when `height` has changed.
+ * of a path of the server, and `resized()` is told when `height` has changed. `t` translates (shared/words.js).
  */
 export class ChunkStrip {
     height = HEIGHT;
@@ -23,6 +25,7 @@ export class ChunkStrip {
 
     constructor(host) {
         this.host = host;
+        this.t = host.t ?? inEnglish;
         this.tiles = [];
         this.build();
         this.draw();
@@ -31,35 +34,35 @@ export class ChunkStrip {
     // Elements
 
     build() {
+        const { t } = this;
         this.element = make("div", { className: "helios-strip" });
-        this.playButton = this.button("▶ Play", "Play the chunk (Enter)", () => this.play());
-        this.rerollButton = this.button("Re-roll", "Give this chunk another seed; later ones keep theirs (R)", () =>
-            this.setSeed(model.reroll),
+        this.playButton = this.button(t("▶ Play"), t("Play the chunk (Enter)"), () => this.play());
+        this.rerollButton = this.button(
+            t("Re-roll"), t("Give this chunk another seed; later ones keep theirs (R)"),
+            () => this.setSeed(model.reroll),
         );
         this.redoButton = this.button(
-            "Redo from here", "Give this chunk another seed and drop the re-rolls after it (D)",
+            t("Redo from here"), t("Give this chunk another seed and drop the re-rolls after it (D)"),
             () => this.setSeed(model.redoFrom),
         );
         this.branchButton = this.button(
-            "Branch from here", "Add nodes that go on after this chunk, for another prompt or seed; this video stays (B)",
+            t("Branch from here"),
+            t("Add nodes that go on after this chunk, for another prompt or seed; this video stays (B)"),
             () => this.branch(),
         );
         this.buttons = [this.playButton, this.rerollButton, this.redoButton, this.branchButton];
-        const bar = make("div", { className: "bar", role: "toolbar", ariaLabel: "Chosen chunk" }, this.buttons);
+        const bar = make("div", { className: "bar", role: "toolbar", ariaLabel: t("Chosen chunk") }, this.buttons);
         this.where = make("div", { className: "where", role: "status" });
         this.list = make("div", {
-            className: "tiles", role: "listbox", ariaLabel: "Chunks of the video", ariaOrientation: "horizontal",
+            className: "tiles", role: "listbox", ariaLabel: t("Chunks of the video"), ariaOrientation: "horizontal",
         });
         this.player = make("video", { controls: true, loop: true, muted: true, playsInline: true, hidden: true });
-        this.player.setAttribute("aria-label", "The chosen chunk");
-        this.help = make("span", { className: "unseen", textContent: KEYS, id: `helios-strip-keys-${Math.random()}` });
+        this.player.setAttribute("aria-label", t("Chosen chunk"));
+        this.help = make("span", { className: "unseen", textContent: t(KEYS), id: `helios-strip-keys-${Math.random()}` });
         const style = make("style", { textContent: CSS });
         this.element.append(style, bar, this.list, this.where, this.player, this.help);
         this.list.addEventListener("keydown", (event) => this.onKey(event));
-        // What happens on the strip is no dragging of the node, no zoom of the canvas and no shortcut of the page.
-        for (const name of ["pointerdown", "mousedown", "dblclick", "keydown", "copy", "paste", "cut"]) {
-            this.element.addEventListener(name, (event) => event.stopPropagation());
-        }
+        keepEvents(this.element);
     }
 
     button(text, title, act) {
@@ -127,13 +130,13 @@ export class ChunkStrip {
         const { run, tiles, selected } = this;
         const [chunk, tile] = [run.chunks[position], tiles[position]];
         const state = model.shownState(chunk, this.stale);
-        const label = model.describeChunk(run, chunk, state);
+        const label = model.describeChunk(run, chunk, state, this.t);
         tile.className = `tile ${state}`;
         tile.title = tile.ariaLabel = label;
         tile.tabIndex = position === selected ? 0 : -1;
         tile.ariaSelected = String(position === selected);
         tile.number.textContent = chunk.chunk;
-        tile.state.textContent = state;
+        tile.state.textContent = this.stateInAWord(state);
         tile.picture.hidden = !chunk.thumbnail;
         if (chunk.thumbnail && tile.picture.src !== chunk.thumbnail) tile.picture.src = chunk.thumbnail;
     }
@@ -143,7 +146,13 @@ export class ChunkStrip {
         const isThere = Boolean(chunk?.filename);
         this.playButton.disabled = this.branchButton.disabled = !isThere;
         this.rerollButton.disabled = this.redoButton.disabled = !chunk;
-        this.tell(chunk ? `chunk ${chunk.chunk} chosen; ${model.summary(this.run, this.stale)}` : EMPTY);
+        const values = chunk && { chunk: chunk.chunk, summary: model.summary(this.run, this.stale, this.t) };
+        this.tell(chunk ? this.t("chunk {chunk} chosen; {summary}", values) : this.t(EMPTY));
+    }
+
+    stateInAWord(state) {
+        const { t } = this;
+        return { queued: t("queued"), running: t("running"), stopped: t("stopped"), done: t("done"), stale: t("stale") }[state];
     }
 
     tell(message, { isFault = false } = {}) {
@@ -199,14 +208,15 @@ export class ChunkStrip {
             const changed = change(text, this.chosen.chunk, model.newSeed());
             this.host.setRerolls(changed);
             this.refresh();
-            this.tell(`reroll is now ${changed}; press Run to make these chunks`);
+            this.tell(this.t("reroll is now {changed}; press Run to make these chunks", { changed }));
         });
     }
 
     branch() {
         this.withRerolls((text) => {
-            this.host.branch(model.branchValues(this.run, this.chosen.chunk, text));
-            this.tell(`a branch after chunk ${this.chosen.chunk} was added below; change its prompt or seed`);
+            const { chunk } = this.chosen;
+            this.host.branch(model.branchValues(this.run, chunk, text));
+            this.tell(this.t("a branch after chunk {chunk} was added below; change its prompt or seed", { chunk }));
         });
     }
 
@@ -215,7 +225,9 @@ export class ChunkStrip {
             act(this.host.rerolls());
         } catch (fault) {
             if (!(fault instanceof model.RerollError)) throw fault;
-            this.tell(`${fault.message}; correct it first`, { isFault: true });
+            const { part } = fault;
+            const message = this.t('reroll "{part}" must be chunk:seed, two whole numbers, as in 3:77; correct it first', { part });
+            this.tell(message, { isFault: true });
         }
     }
 
@@ -244,13 +256,4 @@ export class ChunkStrip {
     remove() {
         this.stop();
     }
-}
-
-/** An element with properties, and children that are elements or text. */
-function make(tag, properties = {}, children = []) {
-    const { role, ...rest } = properties;
-    const element = Object.assign(document.createElement(tag), rest);
-    if (role) element.setAttribute("role", role);
-    element.append(...children);
-    return element;
 }

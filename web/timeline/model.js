@@ -1,6 +1,7 @@
 // What can be done to a schedule on the timeline, as pure functions: document in, new document out. A document is what
 // parseSchedule gives; blocks follow each other without a gap, so a block ends where the next one starts.
 
+import { inEnglish } from "../shared/words.js";
 import { cleanPrompt, chunkSeconds, formatSeconds, innerComments, MAX_CHUNK, OPEN_END_CHUNKS } from "./text.js";
 
 /** {start, end, isOpen} of block `index` in chunks; `isOpen` when the text does not say where the last one ends. */
@@ -108,18 +109,21 @@ export function editBlock(document, index, fields) {
 }
 
 /** A block in words, for people who do not see the timeline. */
-export function describeBlock(document, index, { frameRate, ...defaults }) {
+export function describeBlock(document, index, { frameRate, ...defaults }, t = inEnglish) {
     const { start, end, isOpen } = blockBounds(document, index);
     const { blend, shape } = blendOf(document, index, defaults);
     const seconds = (chunk) => formatSeconds(chunkSeconds(chunk, frameRate));
-    const parts = [
-        `Segment ${index + 1} of ${document.segments.length}`,
-        isOpen ? `from ${seconds(start)} seconds on` : `${seconds(start)} to ${seconds(end)} seconds`,
-        isOpen ? `from chunk ${start} on` : `chunks ${start} to ${end - 1}`,
-    ];
-    if (blend > 1) parts.push(`blends in over ${blend} chunks, ${shape}`);
-    if (isTooShort(document, index, defaults)) parts.push("too short for its blend");
-    return `${parts.join(", ")}. ${Array.from(document.segments[index].prompt).slice(0, 200).join("") || "Empty prompt"}`;
+    const values = {
+        number: index + 1, total: document.segments.length, from: seconds(start), to: seconds(end), chunk: start,
+        last: end - 1, blend, shape,
+    };
+    let label = isOpen
+        ? t("Segment {number} of {total}, from {from} seconds on, from chunk {chunk} on", values)
+        : t("Segment {number} of {total}, {from} to {to} seconds, chunks {chunk} to {last}", values);
+    if (blend > 1) label = t("{label}, blends in over {blend} chunks, {shape}", { ...values, label });
+    if (isTooShort(document, index, defaults)) label = t("{label}, too short for its blend", { label });
+    const prompt = Array.from(document.segments[index].prompt).slice(0, 200).join("");
+    return t("{label}. {prompt}", { label, prompt: prompt || t("(empty prompt)") });
 }
 
 /** Texts to go back to. Edits in a row with the same `key` count as one. */

@@ -1,6 +1,8 @@
 // The timeline's elements and what mouse and keys do to them. Text of the schedule gets into the page as text only
 // (textContent, value and attributes), never as markup.
 
+import { keepEvents, make } from "../shared/dom.js";
+import { inEnglish } from "../shared/words.js";
 import * as model from "./model.js";
 import { CSS, HUES } from "./style.js";
 import {
@@ -10,11 +12,14 @@ import {
 const KEYS =
     "Up and Down choose a segment. Left and Right move it, with Shift its end, by one chunk. Enter edits its prompt, " +
     "S splits, D duplicates, Delete removes it. Ctrl+Z takes back, Ctrl+Shift+Z or Ctrl+Y brings back.";
-const FIELDS = [
-    ["blend", "", "Chunks that the change to this prompt takes; empty: as set in the node"],
-    ["seed", "default", "Seed of these chunks; empty: the sampler's"],
-    ["guidance", "default", "Guidance scale of these chunks; empty: the sampler's"],
-    ["anchor", "no picture", "Name of a picture in the input folder that the video is anchored on from here"],
+const fieldsIn = (t) => [
+    ["blend", t("blend"), "", t("Chunks that the change to this prompt takes; empty: as set in the node")],
+    ["seed", t("seed"), t("default"), t("Seed of these chunks; empty: the sampler's")],
+    ["guidance", t("guidance"), t("default"), t("Guidance scale of these chunks; empty: the sampler's")],
+    [
+        "anchor", t("anchor"), t("no picture"),
+        t("Name of a picture in the input folder that the video is anchored on from here"),
+    ],
 ];
 const SECONDS_BETWEEN_TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
 const MIN_CHUNK_WIDTH = 12; // px, below which the timeline scrolls
@@ -22,13 +27,13 @@ const DOUBLE_CLICK_MS = 400;
 
 /**
  * `read()` gives {text, frameRate, blend, shape, replacedBy}, `write(text)` changes the text. Call `refresh` when the
- * text or a default changed elsewhere. `height` is the least the element needs, in px.
+ * text or a default changed elsewhere. `t` translates (shared/words.js). `height` is the least the element needs, in px.
  */
 export class Timeline {
     height = 300;
 
-    constructor({ read, write }) {
-        Object.assign(this, { read, write, selected: 0, document: null, drag: null });
+    constructor({ read, write, t = inEnglish }) {
+        Object.assign(this, { read, write, t, selected: 0, document: null, drag: null });
         this.history = new model.History(null);
         this.build();
     }
@@ -36,30 +41,31 @@ export class Timeline {
     // Elements
 
     build() {
+        const { t } = this;
         this.element = make("div", { className: "helios-timeline" });
         // ComfyUI's own undo listens on the window before anything here and would act too; it leaves alone what has
         // the focus and this type, as text areas do.
         this.focusable = { type: "textarea" };
-        this.undoButton = this.button("↶", "Take back (Ctrl+Z)", () => this.show(this.history.undo()));
-        this.redoButton = this.button("↷", "Bring back (Ctrl+Shift+Z)", () => this.show(this.history.redo()));
-        this.splitButton = this.button("Split", "Split the segment in two (S)", () => this.split());
-        this.duplicateButton = this.button("Duplicate", "Put a copy behind it (D)", () => this.duplicate());
-        this.removeButton = this.button("Delete", "Remove the segment (Delete)", () => this.removeSelected());
+        this.undoButton = this.button("↶", t("Take back (Ctrl+Z)"), () => this.show(this.history.undo()));
+        this.redoButton = this.button("↷", t("Bring back (Ctrl+Shift+Z)"), () => this.show(this.history.redo()));
+        this.splitButton = this.button(t("Split"), t("Split the segment in two (S)"), () => this.split());
+        this.duplicateButton = this.button(t("Duplicate"), t("Put a copy behind it (D)"), () => this.duplicate());
+        this.removeButton = this.button(t("Delete"), t("Remove the segment (Delete)"), () => this.removeSelected());
         this.where = make("span", { className: "where" });
-        const bar = make("div", { className: "bar", role: "toolbar", ariaLabel: "Timeline" }, [
+        const bar = make("div", { className: "bar", role: "toolbar", ariaLabel: t("Timeline") }, [
             this.undoButton, this.redoButton, this.splitButton, this.duplicateButton, this.removeButton, this.where,
         ]);
 
         this.ruler = make("div", { className: "ruler", ariaHidden: "true" });
         this.track = make("div", {
-            className: "track", role: "listbox", ariaLabel: "Prompts over time", ariaOrientation: "horizontal",
+            className: "track", role: "listbox", ariaLabel: t("Prompts over time"), ariaOrientation: "horizontal",
         });
         this.lane = make("div", { className: "lane" }, [this.ruler, this.track]);
         this.scroll = make("div", { className: "scroll" }, [this.lane]);
 
         this.note = make("div", { className: "note", role: "alert", hidden: true });
         this.buildEditor();
-        this.help = make("span", { className: "unseen", textContent: KEYS, id: `helios-keys-${Math.random()}` });
+        this.help = make("span", { className: "unseen", textContent: t(KEYS), id: `helios-keys-${Math.random()}` });
         this.live = make("span", { className: "unseen", role: "status" });
         const style = make("style", { textContent: CSS });
         this.element.append(style, bar, this.scroll, this.note, this.editor, this.help, this.live);
@@ -69,29 +75,29 @@ export class Timeline {
         this.track.addEventListener("pointermove", (event) => this.onPointerMove(event));
         this.track.addEventListener("pointerup", (event) => this.onPointerUp(event));
         this.track.addEventListener("pointercancel", () => this.cancelDrag());
-        // What happens on the timeline is no dragging of the node and no shortcut of the page.
-        for (const name of ["pointerdown", "mousedown", "dblclick", "keydown", "copy", "paste", "cut"]) {
-            this.element.addEventListener(name, (event) => event.stopPropagation());
-        }
+        keepEvents(this.element);
         this.resize = new ResizeObserver(() => this.drawRuler());
         this.resize.observe(this.scroll);
     }
 
     buildEditor() {
-        this.promptField = make("textarea", { ariaLabel: "Prompt of the segment", placeholder: "What is shown here" });
+        const { t } = this;
+        this.promptField = make("textarea", {
+            ariaLabel: t("Prompt of the segment"), placeholder: t("What is shown here"),
+        });
         this.promptField.addEventListener("input", () => this.edit({ prompt: this.promptField.value }, "prompt"));
         this.promptField.addEventListener("blur", () => this.fillEditor());
         this.fields = new Map();
-        const labels = FIELDS.map(([name, placeholder, title]) => {
+        const labels = fieldsIn(t).map(([name, label, placeholder, title]) => {
             const field = make("input", { placeholder, title, className: name });
             field.addEventListener("change", () => this.editOption(name, field));
             this.fields.set(name, field);
-            return make("label", { title }, [name, field]);
+            return make("label", { title }, [label, field]);
         });
-        const options = ["", ...SHAPES].map((shape) => make("option", { value: shape, textContent: shape || "default" }));
-        this.shapeField = make("select", { title: "How the two prompts blend; default: as set in the node" }, options);
+        const options = ["", ...SHAPES].map((shape) => make("option", { value: shape, textContent: shape || t("default") }));
+        this.shapeField = make("select", { title: t("How the two prompts blend; default: as set in the node") }, options);
         this.shapeField.addEventListener("change", () => this.edit({ shape: this.shapeField.value || null }));
-        labels.splice(1, 0, make("label", {}, ["shape", this.shapeField]));
+        labels.splice(1, 0, make("label", {}, [t("shape"), this.shapeField]));
         this.editor = make("div", { className: "editor" }, [
             this.promptField, make("div", { className: "fields" }, labels),
         ]);
@@ -119,10 +125,10 @@ export class Timeline {
         this.defaults = { blend: given.blend, shape: given.shape };
         if (given.text !== this.history.text) this.history.reset(given.text);
         this.document = null;
-        let message = given.replacedBy && `The schedule comes from ${given.replacedBy}; the text here is not used.`;
+        let message = given.replacedBy;
         let fault = null;
         if (/^[ \t\r\n]*\{/.test(given.text)) {
-            message = "The text is JSON, which the timeline does not edit.";
+            message = this.t("The text is JSON, which the timeline does not edit.");
         } else {
             try {
                 this.document = parseSchedule(given.text, given.frameRate);
@@ -153,8 +159,11 @@ export class Timeline {
             .map((_, index) => (model.isTooShort(this.document, index, this.defaults) ? index + 1 : 0))
             .filter(Boolean);
         if (!numbers.length) return "";
-        const which = numbers.length === 1 ? `Segment ${numbers[0]} is` : `Segments ${numbers.join(", ")} are`;
-        return `${which} too short for the blend: the next prompt starts with a jump.`;
+        return numbers.length === 1
+            ? this.t("Segment {number} is too short for the blend: the next prompt starts with a jump.", { number: numbers[0] })
+            : this.t("Segments {numbers} are too short for the blend: the next prompts start with a jump.", {
+                numbers: numbers.join(", "),
+            });
     }
 
     draw(document) {
@@ -182,16 +191,18 @@ export class Timeline {
     whereText(document) {
         const { start, end, isOpen } = model.blockBounds(document, this.selected);
         const seconds = (chunk) => chunkSeconds(chunk, this.frameRate).toFixed(2);
-        const until = isOpen ? "on" : `– ${seconds(end)} s`;
-        const chunks = isOpen ? `chunk ${start} on` : end - start === 1 ? `chunk ${start}` : `chunks ${start}–${end - 1}`;
-        return `${this.selected + 1}/${document.segments.length} · ${seconds(start)} ${until} · ${chunks}`;
+        const place = `${this.selected + 1}/${document.segments.length}`;
+        const values = { place, from: seconds(start), to: seconds(end), chunk: start, last: end - 1 };
+        if (isOpen) return this.t("{place} · {from} s on · chunk {chunk} on", values);
+        if (end - start === 1) return this.t("{place} · {from} – {to} s · chunk {chunk}", values);
+        return this.t("{place} · {from} – {to} s · chunks {chunk}–{last}", values);
     }
 
     block(document, index) {
         const { start, end, isOpen } = model.blockBounds(document, index);
         const segment = document.segments[index];
         const { blend } = model.blendOf(document, index, this.defaults);
-        const label = model.describeBlock(document, index, { frameRate: this.frameRate, ...this.defaults });
+        const label = model.describeBlock(document, index, { frameRate: this.frameRate, ...this.defaults }, this.t);
         const block = make("div", {
             className: "block", role: "option", ariaLabel: label, title: label,
             tabIndex: index === this.selected ? 0 : -1, ariaSelected: String(index === this.selected), ...this.focusable,
@@ -216,11 +227,11 @@ export class Timeline {
             block.append(cell);
         }
         const shown = Array.from(segment.prompt.slice(0, 400)).slice(0, 200).join("");
-        block.append(make("div", { className: "prompt", textContent: shown || "(empty prompt)" }));
+        block.append(make("div", { className: "prompt", textContent: shown || this.t("(empty prompt)") }));
         const marks = [
-            segment.seed !== null && `seed ${segment.seed}`,
-            segment.guidance !== null && `guidance ${segment.guidance}`,
-            segment.anchor !== null && "anchor",
+            segment.seed !== null && `${this.t("seed")} ${segment.seed}`,
+            segment.guidance !== null && `${this.t("guidance")} ${segment.guidance}`,
+            segment.anchor !== null && this.t("anchor"),
         ].filter(Boolean);
         block.append(make("div", { className: "marks", textContent: marks.join(" · ") }));
         if (index > 0) block.append(make("div", { className: "grip left" }));
@@ -321,7 +332,7 @@ export class Timeline {
     announce() {
         if (!this.document) return;
         const words = { frameRate: this.frameRate, ...this.defaults };
-        this.live.textContent = model.describeBlock(this.document, this.selected, words);
+        this.live.textContent = model.describeBlock(this.document, this.selected, words, this.t);
     }
 
     // Keys
@@ -411,13 +422,4 @@ export class Timeline {
         this.track.classList.remove("dragging");
         if (this.document) this.draw(this.document);
     }
-}
-
-/** An element with properties, and children that are elements or text. */
-function make(tag, properties = {}, children = []) {
-    const { role, ...rest } = properties;
-    const element = Object.assign(document.createElement(tag), rest);
-    if (role) element.setAttribute("role", role);
-    element.append(...children);
-    return element;
 }

@@ -1,0 +1,58 @@
+"""The demo model as a `ModelSource`: trained weights of 2 million parameters, which lie beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import load_transformer, open_checkpoint
+from ..codec import Codec, WanCodec
+from ..config import SamplingSettings, ScheduleConfig, TransformerConfig
+from ..fingerprint import file_fingerprint
+from ..text import hashed_words
+from ..transformer import HeliosTransformer
+from .world import SIZE
+
+TRANSFORMER_FILE = Path(__file__).with_name("transformer.safetensors")
+VAE_FILE = Path(__file__).with_name("vae.safetensors")
+
+# The shape that `tools/train_demo.py` trains. At 64x64 a third pyramid stage would have a single token a frame.
+DEMO_CONFIG = TransformerConfig(
+    num_attention_heads=4,
+    attention_head_dim=32,
+    text_dim=64,
+    freq_dim=64,
+    ffn_dim=512,
+    num_layers=4,
+    rope_dim=(12, 10, 10),
+    rope_theta=100.0,
+)
+DEMO_SETTINGS = SamplingSettings(ScheduleConfig.with_stages(2, solver="euler"), steps=(8, 8), guidance_scale=2.5)
+NUM_WORDS = 12  # rows of a prompt; the longest of the toy world has nine words
+
+
+def encode_prompt(prompt: str) -> torch.Tensor:
+    """Rows (1, 12, 64) of a prompt. The order of its words does not matter to the model."""
+    return hashed_words(prompt, DEMO_CONFIG.text_dim, NUM_WORDS)
+
+
+class DemoModel:
+    """A `ModelSource` that needs no download. Prompts outside of its toy world give nothing sensible."""
+
+    name = "demo"
+    width = height = SIZE
+    settings = DEMO_SETTINGS
+
+    @property
+    def fingerprint(self) -> str:
+        return file_fingerprint(TRANSFORMER_FILE)
+
+    def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
+        return [encode_prompt(prompt) for prompt in prompts]
+
+    def load_codec(self) -> Codec:
+        return WanCodec.from_file(VAE_FILE)
+
+    def load_transformer(self) -> HeliosTransformer:
+        return load_transformer(open_checkpoint(TRANSFORMER_FILE), dtype=torch.float32)

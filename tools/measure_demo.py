@@ -1,0 +1,341 @@
+#!/usr/bin/env python3
+"""Measure the demo model on scenes that it was never trained on, and write the table of its model card.
+
+    python tools/measure_demo.py --out measured
+
+Everything is read from the decoded pictures by the image-analysis judge, which is itself tried on true videos first.
+Each number stands beside what must be reached, and beside the same number with a part of Helios taken away, where it
+must fall: else it would not show that the part works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+
+from helios_core.codec import Codec
+from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from helios_core.demo import DEMO_SETTINGS, DemoModel
+from helios_core.demo.judge import Seen, distance, look
+from helios_core.demo.model import encode_prompt
+from helios_core.demo.world import (
+    COLOURS,
+    DIRECTIONS,
+    SIZE,
+    Scene,
+    all_scenes,
+    is_held_out,
+    position,
+    random_start,
+    render,
+)
+from helios_core.memory import HeliosMemory
+from helios_core.noise import SeededNoise
+from helios_core.sampler import sample_chunk
+from helios_core.transformer import HeliosTransformer
+
+CHUNK = 33
+WORDS = ("colour", "background", "shape", "direction")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number: what it is, its value, and the bound that it must keep (`at_least` or else at most)."""
+
+    name: str
+    value: float
+    bound: float | None = None
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool:
+        return self.bound is None or (self.value >= self.bound if self.at_least else self.value <= self.bound)
+
+    def row(self) -> str:
+        if self.bound is None:
+            return f"| {self.name} | {self.value:.3g} | | |"
+        sign = "≥" if self.at_least else "≤"
+        return f"| {self.name} | {self.value:.3g} | {sign} {self.bound:g} | {'yes' if self.holds else '**no**'} |"
+
+
+class Bench:
+    """The model with what is needed to make and judge videos; each method makes a batch of them."""
+
+    def __init__(self, model: HeliosTransformer, codec: Codec, seed: int) -> None:
+        self.model, self.codec, self.noise = model, codec, SeededNoise(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (T, H, W, 3) in [0, 1] -> latents."""
+        return self.codec.encode(rearrange(frames * 2 - 1, "t h w c -> 1 c t h w"))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, 16, 9n, h, w) -> frames (B, T, H, W, 3) in [0, 1]."""
+        pixels = torch.cat([self.codec.decode(video[None]) for video in latents])
+        return rearrange((pixels.clamp(-1, 1) + 1) / 2, "b c t h w -> b t h w c")
+
+    def make(
+        self,
+        memory: HeliosMemory,
+        prompts: list[list[str]],
+        settings=DEMO_SETTINGS,
+        change: Callable[[HeliosMemory], HeliosMemory] = lambda memory: memory,
+    ) -> torch.Tensor:
+        """Videos (B, T, H, W, 3), one for each list of prompts, which are those of its chunks. `change` is done to
+        the memory before each chunk."""
+        negative = self.model.encode_prompt(torch.cat([encode_prompt("")] * len(prompts)))
+        chunks = []
+        for texts in zip(*prompts, strict=True):
+            rows = self.model.encode_prompt(torch.cat([encode_prompt(text) for text in texts]))
+            latents, memory = sample_chunk(self.model, rows, change(memory), self.noise, settings, negative=negative)
+            chunks.append(latents)
+        return self.decode(torch.cat(chunks, dim=2))
+
+    def starts(self, scenes: list[Scene]) -> list[tuple[float, float]]:
+        return [random_start(scene, self.generator) for scene in scenes]
+
+
+def batched(memories: list[HeliosMemory]) -> HeliosMemory:
+    """Memories of one video each as one of many."""
+    anchors = [memory.anchor for memory in memories]
+    frames = torch.cat([memory.frames for memory in memories])
+    return replace(memories[0], frames=frames, anchor=None if anchors[0] is None else torch.cat(anchors))
+
+
+def blank(count: int) -> HeliosMemory:
+    return text_memory(width=SIZE, height=SIZE, batch_size=count)
+
+
+def share(verdicts: list[bool]) -> float:
+    """Percent that are true."""
+    return 100 * sum(verdicts) / len(verdicts)
+
+
+def agreement(scenes: list[Scene], seen: list[Seen], word: str) -> float:
+    return share([getattr(look.scene, word) == getattr(scene, word) for scene, look in zip(scenes, seen, strict=True)])
+
+
+# What is measured ----------------------------------------------------------------------------------------------------
+
+
+def judge_itself(bench: Bench) -> list[Result]:
+    """The judge on true videos, as they are and through the VAE."""
+    scenes = all_scenes()
+    right = {"plain": [], "through the VAE": []}
+    for scene, start in zip(scenes, bench.starts(scenes), strict=True):
+        clip = render(scene, start, range(CHUNK))
+        right["plain"].append(look(clip).scene == scene)
+        right["through the VAE"].append(look(bench.decode(bench.encode(clip))[0]).scene == scene)
+    return [Result(f"judge right on true videos, {name}, %", share(all_), 99) for name, all_ in right.items()]
+
+
+def text_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
+    """Four words of each prompt, in the second chunk; and what becomes of them without prompt or with the pyramid's
+    stages in the wrong order."""
+    prompts = [[scene.prompt] * 2 for scene in scenes]
+    seen = [look(video[CHUNK:]) for video in bench.make(blank(len(scenes)), prompts)]
+    bounds = {"colour": 95, "background": 95, "shape": 90, "direction": 90}
+    results = [Result(f"T2V {word}, %", agreement(scenes, seen, word), bounds[word]) for word in WORDS]
+    unguided = replace(DEMO_SETTINGS, guidance_scale=1.0)
+    without = [look(video[CHUNK:]) for video in bench.make(blank(len(scenes)), [["", ""]] * len(scenes), unguided)]
+    results.append(Result("T2V colour without prompt, %", agreement(scenes, without, "colour"), 60, at_least=False))
+    shuffled = [look(video[CHUNK:]) for video in shuffled_stages(bench, scenes)]
+    return [
+        *results,
+        Result("T2V shape with the stages swapped, %", agreement(scenes, shuffled, "shape"), 60, at_least=False),
+    ]
+
+
+def shuffled_stages(bench: Bench, scenes: list[Scene]) -> torch.Tensor:
+    """Videos whose stages are told the noise levels of each other."""
+    model, span = bench.model, 1000.0
+    forward = model.forward
+
+    def swapped(latents, timestep, *arguments, **options):
+        return forward(latents, (timestep + span / 2) % span, *arguments, **options)
+
+    model.forward = swapped
+    try:
+        return bench.make(blank(len(scenes)), [[scene.prompt] * 2 for scene in scenes])
+    finally:
+        del model.forward
+
+
+def image_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
+    """The first frame against the picture; then, with an empty prompt, whether colour and shape come through."""
+    starts = bench.starts(scenes)
+    pictures = [render(scene, start, range(1)) for scene, start in zip(scenes, starts, strict=True)]
+    memories = [
+        image_memory(*encode_image(picture, bench.encode), SeededNoise(number))
+        for number, picture in enumerate(pictures)
+    ]
+    first = bench.make(batched(memories), [[scene.prompt] for scene in scenes])[:, 0]
+    own = [psnr(bench.decode(bench.encode(picture))[0], picture) for picture in pictures]
+    made = [psnr(frame[None], picture) for frame, picture in zip(first, pictures, strict=True)]
+    loss = sum(own) / len(own) - sum(made) / len(made)
+
+    unguided = replace(DEMO_SETTINGS, guidance_scale=1.0)
+    silent = [[""] for _ in scenes]
+    kept = [look(video).scene for video in bench.make(batched(memories), silent, unguided)]
+    lost = [look(video).scene for video in bench.make(batched(memories), silent, unguided, zeroed)]
+
+    def same(seen: list[Scene]) -> float:
+        pairs = zip(scenes, seen, strict=True)
+        return share([(scene.colour, scene.shape) == (other.colour, other.shape) for scene, other in pairs])
+
+    return [
+        Result("the VAE's own PSNR on a picture, dB", sum(own) / len(own)),
+        Result("I2V first frame, dB below the VAE's own", loss, 1, at_least=False),
+        Result("I2V without prompt keeps colour and shape, %", same(kept), 90),
+        Result("... with the memory zeroed, %", same(lost), 30, at_least=False),
+    ]
+
+
+def video_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
+    """Where the shape is at the end of the chunk that follows two true ones, and the picture at the join."""
+    memories, truths = [], []
+    for number, (scene, start) in enumerate(zip(scenes, bench.starts(scenes), strict=True)):
+        truths.append(render(scene, start, range(3 * CHUNK)))
+        memories.append(video_memory(*encode_video(truths[-1][: 2 * CHUNK], bench.encode), SeededNoise(number)))
+    prompts = [[scene.prompt] for scene in scenes]
+
+    def error(videos: torch.Tensor) -> float:
+        ends = torch.stack([look(video).positions[-1] for video in videos])
+        wanted = torch.stack([look(truth[2 * CHUNK :]).positions[-1] for truth in truths])
+        return float(distance(ends, wanted).mean()) / SIZE * 100
+
+    return [
+        Result(
+            "V2V position error after a chunk, % of the width", error(bench.make(batched(memories), prompts)), 10, False
+        ),
+        Result("... with the memory zeroed", error(bench.make(batched(memories), prompts, change=zeroed)), 15),
+    ]
+
+
+def joins(bench: Bench, scenes: list[Scene]) -> list[Result]:
+    """How much less the first frame of a chunk is like the frame before it than frames within chunks are."""
+
+    def drop(video: torch.Tensor) -> float:
+        steps = [psnr(video[frame : frame + 1], video[frame - 1 : frame]) for frame in range(1, len(video))]
+        at = [value for frame, value in enumerate(steps, start=1) if frame % CHUNK == 0]
+        within = [value for frame, value in enumerate(steps, start=1) if frame % CHUNK]
+        return sum(within) / len(within) - sum(at) / len(at)
+
+    made = bench.make(blank(len(scenes)), [[scene.prompt] * 4 for scene in scenes])
+    true = []
+    for scene, start in zip(scenes, bench.starts(scenes), strict=True):
+        chunks = render(scene, start, range(4 * CHUNK)).split(CHUNK)
+        true.append(bench.decode(torch.cat([bench.encode(chunk) for chunk in chunks], dim=2))[0])
+    ours, theirs = (sum(map(drop, videos)) / len(scenes) for videos in (made, true))
+    return [Result("PSNR drop at joins beyond the true video's, dB", ours - theirs, 4, at_least=False)]
+
+
+def long_run(bench: Bench, scenes: list[Scene], num_chunks: int) -> tuple[list[Result], list[list[float]]]:
+    """Drift of the shape's colour over many chunks, with the anchor and without; for the plot, chunk by chunk."""
+    prompts = [[scene.prompt] * num_chunks for scene in scenes]
+
+    def without_anchor(memory: HeliosMemory) -> HeliosMemory:
+        return memory if memory.anchor is None else replace(memory, anchor=torch.zeros_like(memory.anchor))
+
+    curves, there = [], []
+    for change in (lambda memory: memory, without_anchor):
+        drifts = []
+        for video in bench.make(blank(len(scenes)), prompts, change=change):
+            seen = [look(chunk) for chunk in video.split(CHUNK)]
+            colours = torch.stack([chunk.colours.mean(0) for chunk in seen])
+            drifts.append((colours - colours[0]).abs().amax(1))
+            there.append(seen[-1].is_there)
+        curves.append(torch.stack(drifts).mean(0).mul(100).tolist())
+    results = [
+        Result(f"colour drift over {num_chunks} chunks, % of the range", curves[0][-1], 5, at_least=False),
+        Result(f"shape still there after {num_chunks} chunks, %", share(there[: len(scenes)]), 100),
+        Result("... colour drift without the anchor", curves[1][-1]),
+    ]
+    return results, curves
+
+
+def prompt_switch(bench: Bench, scenes: list[Scene]) -> list[Result]:
+    """Three chunks of one prompt, then two of another: does the last one show it?"""
+    others = scenes[len(scenes) // 2 :] + scenes[: len(scenes) // 2]
+    prompts = [[a.prompt] * 3 + [b.prompt] * 2 for a, b in zip(scenes, others, strict=True)]
+    seen = [look(video[-CHUNK:]) for video in bench.make(blank(len(scenes)), prompts)]
+    return [Result(f"switched {word} within two chunks, %", agreement(others, seen, word), 90) for word in WORDS]
+
+
+def zeroed(memory: HeliosMemory) -> HeliosMemory:
+    """A memory of nothing."""
+    return replace(memory, frames=torch.zeros_like(memory.frames), anchor=None)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return -10 * math.log10(max(float((a - b).square().mean()), 1e-10))
+
+
+# What is written -----------------------------------------------------------------------------------------------------
+
+
+def measure(bench: Bench, num_scenes: int, num_chunks: int) -> tuple[list[Result], list[list[float]]]:
+    held_out = [scene for scene in all_scenes() if is_held_out(scene)]
+    scenes = held_out[:: max(1, len(held_out) // num_scenes)][:num_scenes]
+    results = judge_itself(bench)
+    for part in (text_to_video, image_to_video, video_to_video, joins, prompt_switch):
+        results += part(bench, scenes)
+        print("\n".join(result.row() for result in results[-4:]), flush=True)
+    drift, curves = long_run(bench, scenes[::6], num_chunks)
+    return results + drift, curves
+
+
+def plot_drift(curves: list[list[float]], path: Path) -> None:
+    """Colour drift over the chunks: with the anchor, and without."""
+    width, height, margin = 640, 300, 44
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    top = max(6.0, *(max(curve) for curve in curves))
+    for level in range(0, int(top) + 1, max(1, int(top) // 6)):
+        y = height - margin - level / top * (height - 2 * margin)
+        draw.line([(margin, y), (width - margin, y)], fill="#ddd")
+        draw.text((12, y - 6), f"{level} %", fill="#555")
+    for curve, colour in zip(curves, ("#1764ab", "#c0392b"), strict=True):
+        points = [
+            (
+                margin + index / (len(curve) - 1) * (width - 2 * margin),
+                height - margin - value / top * (height - 2 * margin),
+            )
+            for index, value in enumerate(curve)
+        ]
+        draw.line(points, fill=colour, width=3)
+    draw.text((margin, 8), "Colour drift of the shape over chunks: with the anchor (blue), without (red)", fill="black")
+    draw.text((margin, height - 26), f"chunk 1 to {len(curves[0])}", fill="black")
+    picture.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for table.md, table.json and drift.png")
+    parser.add_argument("--scenes", type=int, default=36, help="how many of the 36 scenes held out of training")
+    parser.add_argument("--chunks", type=int, default=20, help="length of the long run")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    source = DemoModel()
+    bench = Bench(source.load_transformer(), source.load_codec(), options.seed)
+    with torch.no_grad():
+        results, curves = measure(bench, options.scenes, options.chunks)
+    table = ["| what | measured | must be | holds |", "|---|---|---|---|", *(result.row() for result in results)]
+    (options.out / "table.md").write_text("\n".join(table) + "\n")
+    numbers = {result.name: result.value for result in results}
+    (options.out / "table.json").write_text(json.dumps({"numbers": numbers, "drift": curves}, indent=1) + "\n")
+    plot_drift(curves, options.out / "drift.png")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Train the demo transformer: Helios' training in small (paper, sections 3 and 4).
+
+    python tools/train_demo.py --out training --steps 6000
+
+Every step takes one batch for each pyramid stage. A sample is a chunk of a toy video with what comes before it: nothing
+(text-to-video), a picture of its first frame (image-to-video), or one, two or more chunks (video-to-video and going
+on). The past is corrupted frame by frame, since the model will have to go on from its own mistakes. A second run with
+the same `--out` goes on from the last checkpoint, also with more steps. One CPU core with bf16 instructions takes about
+a second a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from demo_latents import LinearCodec
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from helios_core.demo import world
+from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS
+from helios_core.memory import HeliosMemory
+from helios_core.pyramid import renoise_scales, stage_ranges
+from helios_core.text import hashed_words
+from helios_core.transformer import HeliosTransformer
+
+CHUNK = 33
+CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
+BATCH = (32, 16)  # samples of each stage: the lowest decides most, and is cheapest
+LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
+WARM_UP, DECAY = 200, 0.35  # steps, and the last part of all steps in which the learning rate falls to zero
+EMA = 0.9985
+PROMPT_DROPOUT = 0.15
+
+
+# The data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Videos:
+    """Latents of N toy videos. `chunks` (N, 4, 16, 9, 8, 8); `stills` (N, 4, 16, 1, 8, 8): the last latent frame of 33
+    times the chunk's first picture; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4):
+    index into `prompts` of what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
+
+    chunks: torch.Tensor
+    stills: torch.Tensor
+    earlier: torch.Tensor
+    scenes: torch.Tensor
+    prompts: torch.Tensor
+
+
+def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
+    """Draw and encode `count` videos; in a third of them the scene changes at a chunk's begin, the place does not."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = random.Random(seed)
+    scenes = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
+    index = {scene: number for number, scene in enumerate(scenes)}
+    rows = [hashed_words(scene.prompt, DEMO_CONFIG.text_dim, 12) for scene in scenes]
+    rows.append(hashed_words("", DEMO_CONFIG.text_dim, 12))
+    chunks, stills, earlier, told = [], [], [], []
+    for _ in tqdm(range(count), desc="videos"):
+        scene = draw.choice(scenes)
+        changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
+        start = world.random_start(scene, generator)
+        before = draw.randrange(-1000, 0)
+        earlier.append(_encode(codec, world.render(scene, start, range(before, before + 1))))
+        for chunk in range(CHUNKS):
+            if chunk == changes_at:
+                scene = draw.choice(scenes)
+            clip = world.render(scene, start, range(CHUNK))
+            chunks.append(_encode(codec, clip))
+            stills.append(_encode(codec, clip[:1].expand(5, -1, -1, -1))[:, :, -1:])
+            told.append(index[scene])
+            start = world.position(scene, start, CHUNK)
+    return Videos(
+        torch.cat(chunks).unflatten(0, (count, CHUNKS)),
+        torch.cat(stills).unflatten(0, (count, CHUNKS)),
+        torch.cat(earlier),
+        torch.tensor(told).view(count, CHUNKS),
+        torch.cat(rows),
+    )
+
+
+def _encode(codec: LinearCodec, frames: torch.Tensor) -> torch.Tensor:
+    return codec.encode(rearrange(frames * 2 - 1, "t h w c -> 1 c t h w")).half().contiguous()
+
+
+@dataclass
+class Batch:
+    """Chunks (B, 16, 9, 8, 8) to learn, their past, and prompt rows (B, L, text_dim)."""
+
+    target: torch.Tensor
+    past: HeliosMemory
+    prompts: torch.Tensor
+
+
+def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
+    """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
+    draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
+    targets, pasts, anchors, prompts = [], [], [], []
+    for _ in range(size):
+        video, target = draw.randrange(len(videos.chunks)), draw.randrange(CHUNKS)
+        num_past = draw.choice((0, -1, *range(1, target + 1)) if target < 2 else range(-1, target + 1))
+        chunks, tell = videos.chunks[video], True
+        frames = torch.zeros(16, 19, 8, 8)
+        anchor = torch.zeros(16, 1, 8, 8)
+        if num_past == -1:
+            frames[:, -1:], anchor = videos.stills[video, target], chunks[target, :, :1]
+        elif num_past:
+            past = torch.cat(tuple(chunks[target - num_past : target]), dim=1)[:, -19:]
+            frames[:, -past.shape[1] :], anchor = past, chunks[target - num_past, :, :1]
+            if num_past == 3 and draw.random() < 0.7:
+                anchor = videos.earlier[video]
+        scenes = videos.scenes[video]
+        if num_past <= 0 or scenes[target - 1] == scenes[target]:
+            tell = draw.random() > PROMPT_DROPOUT  # a change of scene is not to be guessed without its prompt
+        targets.append(chunks[target])
+        pasts.append(frames)
+        anchors.append(anchor)
+        prompts.append(int(scenes[target]) if tell else len(videos.prompts) - 1)
+    frames, anchor = torch.stack(pasts).float(), torch.stack(anchors).float()
+    both = corrupt(torch.cat((anchor, frames), dim=2), light, generator)
+    past = HeliosMemory(both[:, :, 1:], anchor=both[:, :, :1])
+    return Batch(torch.stack(targets).float(), past, videos.prompts[prompts])
+
+
+def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Frame-aware corruption of the past (B, 16, T, 8, 8): to each frame noise, another exposure, blur, or nothing.
+
+    What is empty, having no past, stays empty.
+    """
+    size, _, count = frames.shape[:3]
+    shape = (size, 1, count, 1, 1)
+    kind = torch.rand(shape, generator=generator)
+    sigma = torch.rand(shape, generator=generator) * 0.3
+    noisy = (1 - sigma) * frames + sigma * torch.randn(frames.shape, generator=generator)
+    gain = 1 + 0.2 * (torch.rand(shape, generator=generator) - 0.5)
+    exposed = gain * frames + (gain - 1) * light
+    flat = rearrange(frames, "b c t h w -> (b t) c h w")
+    blurred = F.interpolate(F.avg_pool2d(flat, 2), scale_factor=2, mode="bilinear")
+    blurred = rearrange(blurred, "(b t) c h w -> b c t h w", b=size)
+    mixed = torch.where(kind < 0.45, noisy, torch.where(kind < 0.6, exposed, torch.where(kind < 0.7, blurred, frames)))
+    return torch.where(frames.abs().amax((1, 3, 4), keepdim=True) > 0, mixed, frames)
+
+
+# The loss ------------------------------------------------------------------------------------------------------------
+
+
+def stage_flow(data: torch.Tensor, stage: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both ends of a stage's flow for chunks `data` (B, C, T, h, w): what `renoise` enters it with, and what it must
+    end with; the noise is the same at both, so that the path between them is straight."""
+    schedule = DEMO_SETTINGS.schedule
+    ranges = stage_ranges(schedule)
+    last = schedule.num_stages - 1
+    clean = shrink(data, last - stage)
+    end_sigma = ranges[stage + 1].start_sigma if stage < last else 0.0
+    end = (1 - end_sigma) * clean + end_sigma * noise
+    if stage == 0:
+        return noise, end
+    upsampled = F.interpolate(shrink(clean, 1), scale_factor=(1, 2, 2), mode="nearest")
+    signal = renoise_scales(schedule, ranges[stage].start_sigma)[0] * (1 - ranges[stage].start_sigma)
+    return signal * upsampled + (1 - signal) * noise, end
+
+
+def shrink(x: torch.Tensor, times: int) -> torch.Tensor:
+    """Half the height and width of latents, `times` times."""
+    for _ in range(times):
+        x = F.avg_pool3d(x, (1, 2, 2))
+    return x
+
+
+def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> torch.Tensor:
+    """Mean squared error of the velocity at a random point of the stage's flow (flow matching)."""
+    small = shrink(batch.target, DEMO_SETTINGS.schedule.num_stages - 1 - stage)
+    start, end = stage_flow(batch.target, stage, torch.randn(small.shape, generator=generator))
+    sigma = torch.rand(len(small), generator=generator).view(-1, 1, 1, 1, 1)
+    span = stage_ranges(DEMO_SETTINGS.schedule)[stage]
+    timestep = span.min_timestep + sigma.flatten() * (span.max_timestep - span.min_timestep)
+    device = next(model.parameters()).device
+    sample = (sigma * start + (1 - sigma) * end).to(device)
+    prompt = model.encode_prompt(batch.prompts.to(device))
+    memory = model.encode_memory(batch.past.window(device))
+    velocity = model(sample, timestep.to(device), prompt, memory, attention=attention)
+    return F.mse_loss(velocity.float(), (start - end).to(device))
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Written out: with heads this small its backward pass is several times faster on a CPU than the fused one."""
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return scores.softmax(-1) @ value
+
+
+# The run -------------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Weights in fp32 with their optimisers and average, and the bf16 copy that computes gradients."""
+
+    def __init__(self, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.seed = seed
+        self.model = HeliosTransformer(DEMO_CONFIG, dtype=torch.bfloat16).to(device)
+        initial = HeliosTransformer(DEMO_CONFIG)
+        torch.nn.init.zeros_(initial.proj_out.weight)  # begins by predicting no change
+        torch.nn.init.zeros_(initial.proj_out.bias)
+        self.weights = {name: value.detach().to(device).float() for name, value in initial.named_parameters()}
+        self.average = {name: value.clone() for name, value in self.weights.items()}
+        is_matrix = {name: "blocks" in name and value.ndim == 2 for name, value in self.weights.items()}
+        self.optimisers = {
+            "muon": torch.optim.Muon(
+                [value for name, value in self.weights.items() if is_matrix[name]],
+                lr=0.0,
+                weight_decay=0.01,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            "adamw": torch.optim.AdamW(
+                [value for name, value in self.weights.items() if not is_matrix[name]], lr=0.0, betas=(0.9, 0.98),
+                weight_decay=0.0,
+            ),
+        }  # fmt: skip
+        self.step = 0
+        self._publish()
+
+    def train_step(self, videos: Videos, light: torch.Tensor, factor: float) -> torch.Tensor:
+        """One step on a batch for each stage; gives the loss of each. Processes share out the stages."""
+        losses = torch.zeros(len(BATCH))
+        for stage in range(dist.get_rank(), len(BATCH), dist.get_world_size()):
+            # Drawn from step and stage alone, whoever draws it and however often the run was broken off.
+            generator = torch.Generator().manual_seed((self.seed * 10**8 + self.step) * len(BATCH) + stage)
+            batch = sample_batch(videos, BATCH[stage], light, generator)
+            loss = stage_loss(self.model, batch, stage, generator)
+            loss.backward()
+            losses[stage] = loss.item()
+        dist.all_reduce(losses)
+        gradient = torch.cat([parameter.grad.float().flatten() for parameter in self.model.parameters()])
+        dist.all_reduce(gradient)
+        sizes = [parameter.numel() for parameter in self.model.parameters()]
+        for (name, parameter), part in zip(self.model.named_parameters(), gradient.split(sizes), strict=True):
+            self.weights[name].grad = part.view_as(parameter)
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = factor * LEARNING_RATE[name]
+            optimiser.step()
+        self.step += 1
+        self._publish()
+        decay = min(EMA, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
+        return losses
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self.weights[name])
+
+    def save(self, folder: Path) -> None:
+        state = {
+            "step": self.step,
+            "weights": self.weights,
+            "average": self.average,
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+        }
+        torch.save(state, folder / "checkpoint.new")
+        (folder / "checkpoint.new").replace(folder / "checkpoint.pt")
+        save_file({name: value.cpu() for name, value in self.average.items()}, folder / "transformer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        self.step = state["step"]
+        for own, saved in ((self.weights, state["weights"]), (self.average, state["average"])):
+            for name, value in own.items():
+                value.copy_(saved[name])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self._publish()
+
+
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """Warm-up, constant, then linearly down to zero over the last part."""
+    left = (num_steps - step) / (DECAY * num_steps)
+    return max(0.0, min(1.0, (step + 1) / WARM_UP, left))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
+    parser.add_argument("--steps", type=int, default=6000, help="in all, those of earlier runs included")
+    parser.add_argument("--videos", type=int, default=4000, help="number of toy videos (75 kB each in memory)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="29411")
+    dist.init_process_group("gloo")
+    train(options)
+    dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace) -> None:
+    leads = dist.get_rank() == 0
+    codec = LinearCodec.fitted()
+    if leads:
+        cached_videos(codec, options)
+    dist.barrier()
+    videos = cached_videos(codec, options)
+    trainer = Trainer(options.device, options.seed)
+    if (options.out / "checkpoint.pt").exists():
+        trainer.load(options.out)
+    for block in trainer.model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+    recent = []
+    steps = range(trainer.step, options.steps)
+    progress = tqdm(steps, initial=trainer.step, total=options.steps, desc="steps", disable=not leads)
+    for step in progress:
+        losses = trainer.train_step(videos, codec.light, learning_rate_factor(step, options.steps))
+        if not losses.isfinite().all():
+            raise FloatingPointError(f"the loss is {losses.tolist()} at step {step}; the last checkpoint is kept")
+        recent.append(losses)
+        if leads and (len(recent) == 50 or trainer.step == options.steps):
+            means = torch.stack(recent).mean(0).tolist()
+            with open(options.out / "loss.csv", "a", newline="") as file:
+                csv.writer(file).writerow([trainer.step, *means, round(time.time())])
+            progress.set_postfix(loss=" ".join(f"{mean:.4f}" for mean in means))
+            recent = []
+        if leads and (trainer.step % 250 == 0 or trainer.step == options.steps):
+            trainer.save(options.out)
+
+
+def cached_videos(codec: LinearCodec, options: argparse.Namespace) -> Videos:
+    """The videos, from a file when a run before made them."""
+    path = options.out / f"videos-{options.videos}-{options.seed}.safetensors"
+    if not path.exists():
+        save_file(vars(make_videos(codec, options.videos, options.seed)), path)
+    return Videos(**load_file(path))
+
+
+if __name__ == "__main__":
+    main()
