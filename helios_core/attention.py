@@ -8,13 +8,18 @@ import torch
 from torch import nn
 
 from .config import TransformerConfig
-from .rope import Rotary, rotate
+from .modulation import may_overwrite
+from .rope import Rotary, rotate, rows_of
 
 # attention(query, key, value) -> out, each (B, heads, N, head_dim); full, no mask.
 AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Amplified history keys are scaled by a learned factor between 1 and this.
 MAX_HISTORY_KEY_SCALE = 10.0
+
+# Tokens whose query and key are normalised and rotated at a time: as many as stay in a processor's cache, and enough
+# to keep a GPU busy.
+CPU_ROWS, GPU_ROWS = 256, 4096
 
 
 class _Attention(nn.Module):
@@ -35,13 +40,37 @@ class _Attention(nn.Module):
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def _attend(self, query, key, value, attention: AttentionFunction) -> torch.Tensor:
-        out = attention(*(x.transpose(1, 2) for x in (query, key, value)))
-        return self.to_out[0](out.transpose(1, 2).flatten(2))
+    def _normed_heads(self, norm: nn.Module, x: torch.Tensor, rotary: Rotary | None = None) -> torch.Tensor:
+        """x (B, N, D) -> (B, N, heads, head_dim), normalised and, with a table, rotated. Takes x's place where it
+        may."""
+
+        def of_rows(first: int, last: int | None) -> torch.Tensor:
+            heads = self._heads(norm(x[:, first:last]))
+            return heads if rotary is None else rotate(heads, rows_of(rotary, first, last))
+
+        if not may_overwrite():
+            return of_rows(0, None)
+        # Norm and rotation make several tensors, most of them in fp32: they stay small when the rows are few.
+        num_rows = CPU_ROWS if x.device.type == "cpu" else GPU_ROWS
+        for first in range(0, x.shape[1], num_rows):
+            x[:, first : first + num_rows] = of_rows(first, first + num_rows).flatten(2)
+        return self._heads(x)
+
+    def project(self, mixed: torch.Tensor) -> torch.Tensor:
+        """What `mix` gives (B, N, D) -> (B, N, D)."""
+        return self.to_out[0](mixed)
+
+
+def mix(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: AttentionFunction) -> torch.Tensor:
+    """Attention of query, key and value (B, N, heads, head_dim) -> (B, N, D)."""
+    return attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(_Attention):
-    """Full attention over [long | mid | short | noisy]: the history rows see the noisy rows as well."""
+    """Full attention over [long | mid | short | noisy]: the history rows see the noisy rows as well.
+
+    It is done in three steps, `query_key_value`, `mix` and `project`, so that what one no longer needs can be let go.
+    """
 
     def __init__(self, config: TransformerConfig, operations, dtype, device) -> None:
         super().__init__(config, operations, dtype, device)
@@ -51,20 +80,25 @@ class SelfAttention(_Attention):
         else:
             self.history_key_scale = None
 
-    def forward(self, x: torch.Tensor, rotary: Rotary, num_history: int, attention: AttentionFunction) -> torch.Tensor:
-        """x (B, N, D) -> (B, N, D)."""
-        query = rotate(self._heads(self.norm_q(self.to_q(x))), rotary)
-        key = rotate(self._heads(self.norm_k(self.to_k(x))), rotary)
-        value = self._heads(self.to_v(x))
+    def query_key_value(
+        self, x: torch.Tensor, rotary: Rotary, num_history: int, *, first_query: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (B, N, D) -> query, key and value, each (B, N, heads, head_dim); queries only of the rows from
+        `first_query` on."""
+        query = self._normed_heads(self.norm_q, self.to_q(x[:, first_query:]), rows_of(rotary, first_query))
+        key = self._normed_heads(self.norm_k, self.to_k(x), rotary)
         if self.history_key_scale is not None and num_history:
             key = self._amplify_history(key, num_history)
-        return self._attend(query, key, value, attention)
+        return query, key, self._heads(self.to_v(x))
 
     def _amplify_history(self, key: torch.Tensor, num_history: int) -> torch.Tensor:
         gain = torch.sigmoid(self.history_key_scale.to(device=key.device, dtype=torch.float32))
         scale = 1.0 + gain * (MAX_HISTORY_KEY_SCALE - 1.0)
-        history = (key[:, :num_history] * scale.view(1, 1, -1, 1)).to(key.dtype)
-        return torch.cat((history, key[:, num_history:]), dim=1)
+        scale = scale.view(1, 1, -1, 1)
+        if may_overwrite():
+            key[:, :num_history].mul_(scale)
+            return key
+        return torch.cat(((key[:, :num_history] * scale).to(key.dtype), key[:, num_history:]), dim=1)
 
 
 class GuidanceAttention(_Attention):
@@ -75,10 +109,10 @@ class GuidanceAttention(_Attention):
 
     def key_value(self, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Text tokens (B, L, D) -> key and value (B, L, heads, head_dim). They depend on the prompt alone."""
-        return self._heads(self.norm_k(self.to_k(text))), self._heads(self.to_v(text))
+        return self._normed_heads(self.norm_k, self.to_k(text)), self._heads(self.to_v(text))
 
     def forward(
         self, x: torch.Tensor, key_value: tuple[torch.Tensor, torch.Tensor], attention: AttentionFunction
     ) -> torch.Tensor:
         """Noisy rows x (B, N, D) -> (B, N, D)."""
-        return self._attend(self._heads(self.norm_q(self.to_q(x))), *key_value, attention)
+        return self.project(mix(self._normed_heads(self.norm_q, self.to_q(x)), *key_value, attention))

@@ -20,6 +20,7 @@ from .checkpoint_writing import CONVERT_DTYPES, convert_checkpoint
 from .config import (
     FRAME_RATE,
     FRAMES_PER_CHUNK,
+    HISTORY_REUSE,
     VARIANTS,
     SamplingSettings,
     TransformerConfig,
@@ -155,6 +156,11 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
         default="seeded",
         help="seeded: by seed and chunk; the others draw in the order of a reference, to compare with it",
     )
+    make.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer's blocks with torch.compile: a slow start, then faster steps on a GPU",
+    )
     add_sampling_options(make)
 
 
@@ -193,6 +199,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", choices=VARIANTS, help="default: read from the model; info: distilled")
     parser.add_argument("--steps", help="steps of each stage, e.g. 2,2,2 (default: the variant's own)")
     parser.add_argument("--guidance-scale", type=float, help="1 means no guidance (default: the variant's own)")
+    parser.add_argument(
+        "--history-reuse",
+        choices=HISTORY_REUSE,
+        default="off",
+        help="faster, not exact: compute the history's tokens once in each stage, or in each chunk (default: off)",
+    )
 
 
 def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespace) -> SamplingSettings:
@@ -202,6 +214,7 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
         settings = replace(settings, steps=parse_steps(options.steps))
     if options.guidance_scale is not None:
         settings = replace(settings, guidance_scale=options.guidance_scale)
+    settings = replace(settings, history_reuse=options.history_reuse)
     for sentence in sampling_advice(trained, settings):
         logger.warning(sentence)
     return settings
@@ -256,7 +269,15 @@ def run_generate(options: argparse.Namespace) -> None:
             shown.append(done.frames()[::8])
 
     last = generate(
-        source, job, settings, noise, folder=folder, path=options.out, tell=tell, hooks=Hooks(progress=log_step)
+        source,
+        job,
+        settings,
+        noise,
+        folder=folder,
+        path=options.out,
+        tell=tell,
+        hooks=Hooks(progress=log_step),
+        compile_blocks=options.compile,
     )
     if options.save_memory:
         save_memory(last.memory(), options.save_memory)

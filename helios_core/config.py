@@ -242,6 +242,9 @@ class MemoryConfig:
         return sum(self.window_sizes)
 
 
+HISTORY_REUSE = ("off", "stage", "chunk")
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """How a chunk is denoised: schedule, steps in each stage, and guidance.
@@ -249,7 +252,8 @@ class SamplingSettings:
     Classifier-free guidance runs when `guidance_scale` > 1. With `cfg_zero_star` the unconditional velocity
     is rescaled to best fit the conditional one (CFG-Zero*, arXiv 2503.18886) and, with `zero_init`, the first
     `zero_steps + 1` steps of the first stage have velocity zero. `amplify_first_chunk` doubles the steps of
-    chunk 0 (DMD only). Raises ValueError when steps and stages do not match.
+    chunk 0 (DMD only). With `history_reuse` the history rows are computed in the first forward of each stage, or of
+    the chunk, and not again: faster, and no longer exact. Raises ValueError when steps and stages do not match.
     """
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -259,9 +263,12 @@ class SamplingSettings:
     zero_init: bool = True
     zero_steps: int = 1
     amplify_first_chunk: bool = False
+    history_reuse: Literal["off", "stage", "chunk"] = "off"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        if self.history_reuse not in HISTORY_REUSE:
+            raise ValueError(f"history_reuse is {self.history_reuse!r}; allowed: {', '.join(HISTORY_REUSE)}")
         if len(self.steps) != self.schedule.num_stages or min(self.steps, default=0) < 1:
             raise ValueError(
                 f"steps {list(self.steps)} must be {self.schedule.num_stages} whole numbers of at least 1, "

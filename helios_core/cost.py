@@ -52,10 +52,14 @@ def noisy_tokens(config: TransformerConfig, width: int, height: int, stage: int,
 def forward_flops(config: TransformerConfig, num_noisy: int, num_memory: int) -> int:
     """Operations (a multiply-add counts two) of the blocks in one forward, the prompt's keys and values at hand."""
     dim, tokens = config.inner_dim, num_noisy + num_memory
-    self_attention = 8 * tokens * dim**2 + 4 * tokens**2 * dim
-    guidance_attention = 4 * num_noisy * dim**2 + 4 * num_noisy * MAX_PROMPT_TOKENS * dim
-    feed_forward = 4 * tokens * dim * config.ffn_dim
-    return config.num_layers * (self_attention + guidance_attention + feed_forward)
+
+    def block(num_rows: int) -> int:
+        """A block that gives `num_rows` rows; key and value it needs of all tokens."""
+        self_attention = 4 * (num_rows + tokens) * dim**2 + 4 * num_rows * tokens * dim
+        guidance_attention = 4 * num_noisy * dim**2 + 4 * num_noisy * MAX_PROMPT_TOKENS * dim
+        return self_attention + guidance_attention + 4 * num_rows * dim * config.ffn_dim
+
+    return (config.num_layers - 1) * block(tokens) + block(num_noisy)
 
 
 def stage_costs(config: TransformerConfig, width: int, height: int, num_stages: int) -> list[StageCost]:
@@ -101,7 +105,13 @@ def num_parameters(config: TransformerConfig) -> int:
 
 
 def activation_bytes(
-    config: TransformerConfig, width: int, height: int, dtype: torch.dtype, *, num_prompts: int = 1
+    config: TransformerConfig,
+    width: int,
+    height: int,
+    dtype: torch.dtype,
+    *,
+    num_prompts: int = 1,
+    reuse_history: bool = False,
 ) -> int:
     """Peak bytes of all tensors besides the weights while a chunk of width x height pixels is sampled.
 
@@ -113,16 +123,14 @@ def activation_bytes(
     history = memory_tokens(config, width, height)
     tokens = history + noisy_tokens(config, width, height, 0, 1)
     stream = tokens * dim * size  # the residual stream, or anything of its shape, once
-    fp32 = tokens * dim * 4
-    # Input and normed input; query, key and value; what attention gives, and that projected.
-    attention = 7 * stream
-    # The block's input (its caller holds it), the stream after self-attention (the history is a view of it) and
-    # now, the normed stream; and the hidden layer before and after the activation.
-    feed_forward = 4 * stream + 2 * tokens * config.ffn_dim * size
-    # The same four and the feed-forward's output; then x.float() + gate * update, all three in fp32, of which
-    # x.float() is x itself in an fp32 model.
-    gated_sum = 5 * stream + (3 if size < 4 else 2) * fp32
-    return max(attention, feed_forward, gated_sum) + _kept_bytes(config, width, height, dtype, num_prompts)
+    # The stream and its normed copy, or what attention gives; query, key and value.
+    attention = 5 * stream
+    # The stream, its normed copy, the hidden layer (the activation takes its place) and the output.
+    feed_forward = 3 * stream + tokens * config.ffn_dim * size
+    kept = _kept_bytes(config, width, height, dtype, num_prompts)
+    if reuse_history:  # key and value of the history in each block
+        kept += num_prompts * 2 * config.num_layers * history * dim * size
+    return max(attention, feed_forward) + kept
 
 
 def _kept_bytes(config: TransformerConfig, width: int, height: int, dtype: torch.dtype, num_prompts: int) -> int:
@@ -192,7 +200,14 @@ def estimate_memory(
     """What sampling at width x height pixels takes, computing in `dtype`, however long the video."""
     return MemoryEstimate(
         weights=weight_bytes,
-        activations=activation_bytes(config, width, height, dtype, num_prompts=2 if settings.guided else 1),
+        activations=activation_bytes(
+            config,
+            width,
+            height,
+            dtype,
+            num_prompts=2 if settings.guided else 1,
+            reuse_history=settings.history_reuse != "off",
+        ),
         vae=vae_bytes(width, height, vae_dtype),
         host=weight_bytes,
         disk_per_chunk=latent_bytes(config, width, height),

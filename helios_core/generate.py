@@ -186,8 +186,12 @@ def generate(
     path: Path,
     tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
+    compile_blocks: bool = False,
 ) -> ChunkDone:
-    """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`."""
+    """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`.
+
+    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`).
+    """
     job.check(settings)
     directions = job.directions()
     prompts = [segment.prompt for segment in directions.segments]
@@ -218,6 +222,14 @@ def generate(
         encoding=job.encoding,
         notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
     )
+
+    @cache
+    def load_model() -> HeliosTransformer:
+        model = source.load_transformer()
+        if compile_blocks:
+            model.compile_blocks()
+        return model
+
     lead_in = []
     if job.lead_in is not None:
         lead_in = write_lead_in(
@@ -228,7 +240,7 @@ def generate(
         video,
         folder,
         path,
-        load_model=cache(source.load_transformer),
+        load_model=load_model,
         decode=lambda latents: from_pixels(codec.decode(latents)),
         tell=tell,
         hooks=hooks,

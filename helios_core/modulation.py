@@ -69,23 +69,51 @@ class ConditionEmbedder(nn.Module):
         return embedding[1:], rows
 
 
-def _by_rows(x: torch.Tensor, num_history: int, function, *rows: torch.Tensor) -> torch.Tensor:
-    """Apply `function(tokens, *row)` to the history tokens with row 0 and to the noisy tokens with rows 1..B."""
-    noisy = function(x[:, num_history:], *(row[1:, None] for row in rows))
-    if num_history == 0:
-        return noisy
-    return torch.cat((function(x[:, :num_history], *(row[:1, None] for row in rows)), noisy), dim=1)
+def norm_with_rows(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm(x) * (1 + scale) + shift for x (B, N, D); `shift` and `scale` are rows (B, D).
+
+    That is a layer norm with a weight and a bias for each sample, which torch does in one pass.
+    """
+    samples = [
+        F.layer_norm(sample.float(), sample.shape[-1:], 1 + scale[index], shift[index], eps).to(x.dtype)
+        for index, sample in enumerate(x.split(1))
+    ]
+    return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
 def modulated_norm(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, num_history: int, eps: float
 ) -> torch.Tensor:
-    """LayerNorm(x) * (1 + scale) + shift for x (B, N, D); `shift` and `scale` are rows (1 + B, D)."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return _by_rows(normed, num_history, lambda n, shift, scale: n * (1 + scale) + shift, shift, scale).to(x.dtype)
+    """As above with rows (1 + B, D): row 0 for the history of every sample, row 1 + b for the noisy tokens of b."""
+    noisy = norm_with_rows(x[:, num_history:], shift[1:], scale[1:], eps)
+    if num_history == 0:
+        return noisy
+    past_shift, past_scale = (rows[:1].expand(x.shape[0], -1) for rows in (shift, scale))
+    return torch.cat((norm_with_rows(x[:, :num_history], past_shift, past_scale, eps), noisy), dim=1)
 
 
-def gated_residual(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, num_history: int) -> torch.Tensor:
-    """x + gate * update for x and update (B, N, D); `gate` are rows (1 + B, D)."""
-    gated = _by_rows(update, num_history, lambda u, gate: u.float() * gate, gate)
+def may_overwrite() -> bool:
+    """Whether a sum may take the place of a term that nobody needs any more, which saves a pass and a tensor.
+
+    Autograd needs the terms for its way back, and a compiler fuses the plain formula by itself.
+    """
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def add_gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, num_history: int) -> torch.Tensor:
+    """x + gate * update for x and update (B, N, D); `gate` are rows (1 + B, D). Takes x's place where it may."""
+    past, now = gate[:1, None], gate[1:, None]
+    if may_overwrite():
+        x[:, :num_history].addcmul_(update[:, :num_history], past)
+        x[:, num_history:].addcmul_(update[:, num_history:], now)
+        return x
+    gated = torch.cat((update[:, :num_history] * past, update[:, num_history:] * now), dim=1)
     return (x.float() + gated).to(x.dtype)
+
+
+def add_to_noisy(x: torch.Tensor, update: torch.Tensor, num_history: int) -> torch.Tensor:
+    """x (B, N, D) with `update` (B, N - num_history, D) added to its noisy rows. Takes x's place where it may."""
+    if may_overwrite():
+        x[:, num_history:].add_(update)
+        return x
+    return torch.cat((x[:, :num_history], x[:, num_history:] + update), dim=1)

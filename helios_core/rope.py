@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .modulation import may_overwrite
 from .patchify import pad_to_multiple
 
 
@@ -67,9 +68,23 @@ def join(first: Rotary, second: Rotary) -> Rotary:
     return Rotary(torch.cat((first.cos, second.cos)), torch.cat((first.sin, second.sin)))
 
 
+def rows_of(rotary: Rotary, first: int, last: int | None = None) -> Rotary:
+    """Table of the tokens from `first` up to, not including, `last`."""
+    return Rotary(rotary.cos[first:last], rotary.sin[first:last])
+
+
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end."""
-    cos, sin = rotary.cos[:, None], rotary.sin[:, None]
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end.
+
+    The result takes x's place where it may.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+        # One pass. Other devices may lack complex numbers, and the compiler cannot fuse them.
+        numbers, turns = torch.view_as_complex(pairs), torch.complex(*rotary)[:, None]
+        turned = torch.view_as_real(numbers.mul_(turns) if may_overwrite() else numbers * turns)
+    else:
+        cos, sin = rotary.cos[:, None], rotary.sin[:, None]
+        real, imaginary = pairs.unbind(-1)
+        turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -138,7 +138,7 @@ def sample_chunk(
     index = memory.chunk_index
     schedule = settings.schedule
     with _out_of_memory_at(f"chunk {index + 1}, before its first stage", memory):
-        memory_tokens = model.encode_memory(memory.window(device))
+        memory_tokens = model.encode_memory(memory.window(device), reuse_history=settings.history_reuse != "off")
     batch_size, channels, _, height, width = memory.frames.shape
     shape = (batch_size, channels, LATENT_FRAMES_PER_CHUNK, height, width)
     x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
@@ -150,6 +150,8 @@ def sample_chunk(
         if stage > 0:
             independent = noise.normal(renoise_shape(x), ("renoise", index, stage))
             x = renoise(x, independent.to(device), stage, schedule, model.dtype)
+        if settings.history_reuse == "stage":
+            memory_tokens.history.clear()
         velocity = partial(_velocity, model, memory_tokens, prompt, negative, settings, hooks, stage)
         report = partial(_report, hooks, index, stage, schedule.num_stages)
         place = f"chunk {index + 1}, stage {stage + 1} of {schedule.num_stages}"

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import AttentionFunction, GuidanceAttention, SelfAttention
+from .attention import AttentionFunction, GuidanceAttention, SelfAttention, mix
 from .config import TransformerConfig
 from .memory import MemoryWindow
-from .modulation import ConditionEmbedder, gated_residual, modulated_norm
+from .modulation import ConditionEmbedder, add_gated, add_to_noisy, may_overwrite, modulated_norm, norm_with_rows
 from .patchify import pad_to_multiple, to_tokens, unpatchify
-from .rope import Rotary, join, rotary_table
+from .rope import Rotary, join, rotary_table, rows_of
+
+# Key and value, each (B, N, heads, head_dim).
+KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class PromptContext:
     """A prompt as the blocks use it: text tokens (B, L, D), and each block's keys and values once it made them."""
 
     tokens: torch.Tensor
-    key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    key_values: dict[int, KeyValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class MemoryTokens:
     """A chunk's memory as the blocks use it: tokens (B, N, D), their rotary table, and the noisy frames' indices.
 
     `rotary_tables` keeps, for each token grid met (one for a pyramid stage), the table of memory and noisy tokens.
+    `history`, unless None, keeps for each prompt (by its id) and block key and value of the history rows as the first
+    forward made them; later forwards take them from there and compute the noisy rows alone. That is an approximation:
+    the history rows see the noisy ones, which change from step to step.
     """
 
     tokens: torch.Tensor
     rotary: Rotary
     noisy_frame_indices: torch.Tensor
     rotary_tables: dict[tuple[int, int], Rotary] = field(default_factory=dict)
+    history: dict[int, list[list[KeyValue]]] | None = None
 
 
 class FeedForward(nn.Module):
@@ -55,7 +62,8 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([up, nn.Identity(), down])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        gelu = torch.ops.aten.gelu_ if may_overwrite() else F.gelu
+        return self.net[2](gelu(self.net[0].proj(x), approximate="tanh"))
 
 
 class HeliosBlock(nn.Module):
@@ -75,25 +83,43 @@ class HeliosBlock(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        text_key_value: tuple[torch.Tensor, torch.Tensor],
+        text_key_value: KeyValue,
         modulation: torch.Tensor,
         rotary: Rotary,
         num_history: int,
         attention: AttentionFunction,
+        *,
+        is_last: bool = False,
+        history: list[KeyValue] | None = None,
     ) -> torch.Tensor:
-        """x (B, N, D) -> (B, N, D); `modulation` is (1 + B, 6, D) with row 0 for the history."""
+        """x (B, N, D) -> (B, N, D); `modulation` is (1 + B, 6, D) with row 0 for the history.
+
+        The last block gives the noisy rows only: nothing looks at the history's after it. An empty list `history`
+        is given key and value of the history rows; a filled one takes the place of such rows, which x then lacks.
+        Without autograd x is overwritten.
+        """
         table = self.scale_shift_table.to(x.device, torch.float32) + modulation.float()
         shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = table.unbind(1)
 
+        first_query = num_history if is_last else 0
         normed = modulated_norm(x, shift_msa, scale_msa, num_history, self.eps)
-        x = gated_residual(x, self.attn1(normed, rotary, num_history, attention), gate_msa, num_history)
+        query, key, value = self.attn1.query_key_value(normed, rotary, num_history, first_query=first_query)
+        del normed
+        if history:
+            key, value = (torch.cat(pair, dim=1) for pair in zip(history[0], (key, value), strict=True))
+        elif history is not None:
+            history.append((key[:, :num_history].clone(), value[:, :num_history].clone()))
+        mixed = mix(query, key, value, attention)
+        del query, key, value
+        x, num_history = x[:, first_query:], num_history - first_query
+        x = add_gated(x, self.attn1.project(mixed), gate_msa, num_history)
+        del mixed
 
-        history, noisy = x[:, :num_history], x[:, num_history:]
-        normed = self.norm2(noisy.float()).to(x.dtype)
-        x = torch.cat((history, noisy + self.attn2(normed, text_key_value, attention)), dim=1)
+        normed = self.norm2(x[:, num_history:].float()).to(x.dtype)
+        x = add_to_noisy(x, self.attn2(normed, text_key_value, attention), num_history)
 
         normed = modulated_norm(x, shift_ffn, scale_ffn, num_history, self.eps)
-        return gated_residual(x, self.ffn(normed), gate_ffn, num_history)
+        return add_gated(x, self.ffn(normed), gate_ffn, num_history)
 
 
 class OutputNorm(nn.Module):
@@ -110,8 +136,7 @@ class OutputNorm(nn.Module):
         """noisy (B, N, D), time_embedding (B, D) -> (B, N, D)."""
         table = self.scale_shift_table.to(noisy.device, torch.float32) + time_embedding.float()[:, None]
         shift, scale = table.unbind(1)
-        normed = F.layer_norm(noisy.float(), noisy.shape[-1:], eps=self.eps)
-        return (normed * (1 + scale[:, None]) + shift[:, None]).to(noisy.dtype)
+        return norm_with_rows(noisy, shift, scale, self.eps)
 
 
 class HeliosTransformer(nn.Module):
@@ -152,6 +177,12 @@ class HeliosTransformer(nn.Module):
         patch_volume = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
         self.proj_out = operations.Linear(dim, config.out_channels * patch_volume, dtype=dtype, device=device)
 
+    def compile_blocks(self, **options) -> None:
+        """Compile the blocks, in place, with torch.compile's `options`. All share one piece of code, compiled for each
+        shape met: a few for the stages of a pyramid. Names and values of the weights stay as they are."""
+        for block in self.blocks:
+            block.compile(**{"dynamic": False, **options})
+
     def encode_prompt(self, prompt_embeds: torch.Tensor) -> PromptContext:
         """Once per prompt: text encoder rows (B, L, text_dim) -> context for `forward`."""
         if prompt_embeds.ndim != 3 or prompt_embeds.shape[-1] != self.config.text_dim:
@@ -161,8 +192,11 @@ class HeliosTransformer(nn.Module):
             )
         return PromptContext(self.condition_embedder.text_embedder(prompt_embeds.to(self.dtype)))
 
-    def encode_memory(self, window: MemoryWindow) -> MemoryTokens:
-        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times)."""
+    def encode_memory(self, window: MemoryWindow, *, reuse_history: bool = False) -> MemoryTokens:
+        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times).
+
+        With `reuse_history` forwards share what they can of the history rows (see `MemoryTokens.history`).
+        """
         indices = window.frame_indices
         height, width = (
             size // patch for size, patch in zip(window.short.shape[-2:], self.config.patch_size[1:], strict=True)
@@ -178,7 +212,8 @@ class HeliosTransformer(nn.Module):
             tokens.append(to_tokens(embed(padded)))
             tables.append(self._rotary(frame_indices.to(latents.device), height, width, pool))
         rotary = join(join(tables[0], tables[1]), tables[2])
-        return MemoryTokens(torch.cat(tokens, dim=1), rotary, indices.noisy.to(window.short.device))
+        history = {} if reuse_history else None
+        return MemoryTokens(torch.cat(tokens, dim=1), rotary, indices.noisy.to(window.short.device), history=history)
 
     def forward(
         self,
@@ -199,15 +234,27 @@ class HeliosTransformer(nn.Module):
         x = to_tokens(x)
         rotary, key_values = self._made_once(grid, prompt, memory, x.device)
         num_history = 0
-        if memory is not None:
+        history = self._shared_history(prompt, memory)
+        if history[0]:
+            rotary = rows_of(rotary, memory.tokens.shape[1])
+        elif memory is not None:
             num_history = memory.tokens.shape[1]
             x = torch.cat((memory.tokens, x), dim=1)
 
         time_embedding, modulation = self.condition_embedder.embed_timestep(timestep)
-        for block, key_value in zip(self.blocks, key_values, strict=True):
-            x = block(x, key_value, modulation, rotary, num_history, attention)
+        for index, (block, key_value) in enumerate(zip(self.blocks, key_values, strict=True)):
+            x = block(
+                x,
+                key_value,
+                modulation,
+                rotary,
+                num_history,
+                attention,
+                is_last=index == len(self.blocks) - 1,
+                history=history[index],
+            )
 
-        x = self.proj_out(self.norm_out(x[:, num_history:], time_embedding))
+        x = self.proj_out(self.norm_out(x, time_embedding))
         return unpatchify(x, grid, self.config.patch_size)
 
     @torch.compiler.disable  # A compiled forward would be compiled again for each thing that is not there yet.
@@ -217,6 +264,12 @@ class HeliosTransformer(nn.Module):
             if index not in prompt.key_values:
                 prompt.key_values[index] = block.attn2.key_value(prompt.tokens)
         return self._rotary_for(grid, memory, device), [prompt.key_values[index] for index in range(len(self.blocks))]
+
+    def _shared_history(self, prompt: PromptContext, memory: MemoryTokens | None) -> list[list[KeyValue] | None]:
+        """For each block what forwards share of the history rows; empty lists before the first."""
+        if memory is None or memory.history is None:
+            return [None] * len(self.blocks)
+        return memory.history.setdefault(id(prompt), [[] for _ in self.blocks])
 
     def _rotary(self, frame_indices: torch.Tensor, height: int, width: int, pool: int = 1) -> Rotary:
         return rotary_table(frame_indices, height, width, self.config.rope_dim, self.config.rope_theta, pool=pool)

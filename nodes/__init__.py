@@ -11,6 +11,7 @@ from .long_video import HeliosLongVideo
 from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
 from .sampler import HeliosChunkSampler
 from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
+from .speed import HeliosSpeed
 
 
 class HeliosExtension(ComfyExtension):
@@ -29,6 +30,7 @@ class HeliosExtension(ComfyExtension):
             HeliosMemoryInspector,
             HeliosDriftReport,
             HeliosDemoModels,
+            HeliosSpeed,
         ]
 
 

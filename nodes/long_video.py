@@ -19,7 +19,7 @@ from .context import check_vae, encode_anchors
 from .folders import next_path, run_path
 from .graph_metadata import graph_metadata
 from .identity import model_identity
-from .model import helios_model
+from .model import helios_model, model_settings
 from .run import sampling_run
 from .sampler import choose_settings
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
@@ -173,7 +173,7 @@ class HeliosLongVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         helios = helios_model(model)
         check_vae(vae)
-        settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
+        settings = choose_settings(model_settings(model), steps, guidance_scale, amplify_first_chunk)
         memory = memory.to("cpu")
         if seconds:
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)

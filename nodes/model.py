@@ -5,6 +5,7 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import comfy.latent_formats
 import comfy.model_base
@@ -22,6 +23,9 @@ from ..helios_core.fingerprint import model_fingerprint
 from ..helios_core.transformer import HeliosTransformer, MemoryTokens, PromptContext
 
 logger = logging.getLogger(__name__)
+
+# Among a model's transformer_options: `SamplingSettings.history_reuse`.
+HISTORY_REUSE_OPTION = "helios_history_reuse"
 
 
 class HeliosModelConfig(comfy.supported_models_base.BASE):
@@ -93,6 +97,12 @@ def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:
             f"the model is a {type(patcher.model).__name__}, not Helios; load one with the Helios Loader node"
         )
     return patcher.model
+
+
+def model_settings(patcher: comfy.model_patcher.ModelPatcher) -> SamplingSettings:
+    """The variant's sampling, with what a Helios Speed node has chosen. Raises ValueError for another model."""
+    options = patcher.model_options["transformer_options"]
+    return replace(helios_model(patcher).settings, history_reuse=options.get(HISTORY_REUSE_OPTION, "off"))
 
 
 def comfy_attention(transformer_options: dict) -> AttentionFunction:

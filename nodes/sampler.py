@@ -12,7 +12,7 @@ from ..helios_core.config import SamplingSettings, parse_steps
 from ..helios_core.noise import NOISE_SOURCES, noise_source
 from ..helios_core.sampler import check_job
 from .context import encode_anchors
-from .model import helios_model
+from .model import helios_model, model_settings
 from .run import sampling_run, unfinished_run
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
@@ -122,7 +122,7 @@ class HeliosChunkSampler(io.ComfyNode):
         vae=None,
     ) -> io.NodeOutput:
         helios = helios_model(model)
-        settings = choose_settings(helios.settings, steps, guidance_scale, amplify_first_chunk)
+        settings = choose_settings(model_settings(model), steps, guidance_scale, amplify_first_chunk)
         script = prompt_schedule(positive)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         guided = script.most_guided(span, settings)

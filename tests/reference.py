@@ -45,9 +45,10 @@ def generator(seed: int) -> torch.Generator:
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Give every parameter a random value that keeps activations near unit size, also gates and shifts."""
-    source = generator(seed)
+    device = next(module.parameters()).device
+    source = torch.Generator(device).manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
-        noise = torch.randn(parameter.shape, generator=source)
+        noise = torch.randn(parameter.shape, generator=source, device=device)
         if "scale_shift_table" in name:
             value = 0.4 * noise
         elif "history_key_scale" in name:

@@ -4,9 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios_core import cost
@@ -15,37 +12,9 @@ from helios_core.config import VARIANTS, TransformerConfig
 from helios_core.noise import SeededNoise
 from helios_core.sampler import sample_chunk, sample_chunks
 from helios_core.transformer import HeliosTransformer
+from tests.live_tensors import LivePeak
 
 TOLERANCE = 0.10  # of the measured peak
-
-
-class LivePeak(TorchDispatchMode):
-    """Within the `with` block, follows the bytes of all storages that operations make, until they are freed.
-
-    What a kernel allocates and frees inside one operation (attention's scores, a convolution's workspace) is no
-    tensor and is not seen.
-    """
-
-    def __init__(self, known=()):
-        super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
-        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.known:
-                    self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
-        self.peak = max(self.peak, self.now)
-        return result
-
-    @property
-    def now(self) -> int:
-        return sum(size for _, size in self.live.values())
 
 
 def make_model(dtype, *, heads=4, layers=2, ffn_dim=688, **options) -> HeliosTransformer:
@@ -66,7 +35,7 @@ def settings_for(*, guided: bool):
     return replace(variant, steps=(1, 1, 1), zero_init=False, amplify_first_chunk=False)
 
 
-def run(model, width, height, *, guided, num_chunks=1):
+def run(model, width, height, *, guided, num_chunks=1, history_reuse="off"):
     """Everything that a run allocates is allocated in here."""
 
     def prompt():
@@ -78,7 +47,7 @@ def run(model, width, height, *, guided, num_chunks=1):
         text_memory(width=width, height=height),
         num_chunks,
         SeededNoise(0),
-        settings_for(guided=guided),
+        replace(settings_for(guided=guided), history_reuse=history_reuse),
         negative_prompt_embeds=prompt() if guided else None,
     )
 
@@ -102,6 +71,15 @@ def test_predicted_activations_are_within_ten_percent_of_the_live_tensors_at_the
         for _ in run(model, width, height, guided=guided):
             pass
     predicted = cost.activation_bytes(model.config, width, height, dtype, num_prompts=1 + guided)
+    assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
+
+
+def test_the_history_kept_for_later_steps_is_counted_too():
+    model = make_model(torch.float32, layers=6)
+    with LivePeak(model.parameters()) as live:
+        for _ in run(model, 128, 128, guided=True, history_reuse="chunk"):
+            pass
+    predicted = cost.activation_bytes(model.config, 128, 128, torch.float32, num_prompts=2, reuse_history=True)
     assert predicted == pytest.approx(live.peak, rel=TOLERANCE)
 
 

@@ -1,0 +1,50 @@
+"""Helios Speed: MODEL -> MODEL with the ways to go faster that are off by default."""
+
+from comfy_api.latest import io
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+from ..helios_core.config import HISTORY_REUSE
+from .model import HISTORY_REUSE_OPTION, helios_model
+from .wires import CATEGORY
+
+
+class HeliosSpeed(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosSpeed",
+            display_name="Helios Speed",
+            category=CATEGORY,
+            description="Ways to make a chunk faster that are off by default, because they change the picture a little "
+            "or take time at the start. Connect it last, just before the sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Helios model."),
+                io.Combo.Input(
+                    "history_reuse",
+                    options=list(HISTORY_REUSE),
+                    default="off",
+                    tooltip="Compute the tokens of the past once, instead of in every step: once in each stage (helps "
+                    "with two or more steps a stage) or once in each chunk (fastest). The picture changes; needs 2 GB "
+                    "more for the 14B model at 640x384, twice that with guidance. off: exact.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    tooltip="Compile the transformer's blocks with torch.compile, once for each stage, in the first "
+                    "chunk. Needs a GPU with Triton, or a C++ compiler on a CPU.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model for the Helios sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model, history_reuse, compile) -> io.NodeOutput:
+        helios = helios_model(model)
+        if history_reuse not in HISTORY_REUSE:
+            raise ValueError(f"history_reuse is {history_reuse!r}; allowed: {', '.join(HISTORY_REUSE)}")
+        model = model.clone()
+        model.model_options["transformer_options"][HISTORY_REUSE_OPTION] = history_reuse
+        if compile:
+            blocks = [f"diffusion_model.blocks.{index}" for index in range(len(helios.diffusion_model.blocks))]
+            set_torch_compile_wrapper(model, backend="inductor", keys=blocks)
+        return io.NodeOutput(model)

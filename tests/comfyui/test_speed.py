@@ -1,0 +1,49 @@
+"""Helios Speed in real graphs."""
+
+import numpy as np
+import pytest
+from harness.inprocess import GraphRejected
+from harness.latents_graph import LOADER, SAMPLER, latents_graph
+
+
+@pytest.fixture
+def latents_of(comfyui, models):
+    """latents_of(history_reuse, compile): what the sampler gives with a Helios Speed node before it, without one for
+    None."""
+
+    def run(history_reuse=None, compile=False):
+        graph = latents_graph(comfyui.object_info(), chunks=2, steps="2,2,2")
+        if history_reuse is not None:
+            inputs = {"model": [LOADER, 0], "history_reuse": history_reuse, "compile": compile}
+            graph["speed"] = {"class_type": "HeliosSpeed", "inputs": inputs}
+            graph[SAMPLER]["inputs"]["model"] = ["speed", 0]
+        result = comfyui.run_graph(graph)
+        assert result.success, result.error
+        return result.output(SAMPLER)["samples"]
+
+    return run
+
+
+def test_reused_history_changes_the_latents_a_little_and_off_not_at_all(latents_of):
+    plain = np.asarray(latents_of())
+    assert np.array_equal(np.asarray(latents_of("off")), plain)
+    for mode in ("stage", "chunk"):
+        difference = np.abs(np.asarray(latents_of(mode)) - plain).max() / plain.std()
+        assert 0 < difference < 1
+
+
+def test_a_run_after_one_with_the_node_is_exact_again(latents_of):
+    plain = np.asarray(latents_of())
+    latents_of("chunk")
+    assert np.array_equal(np.asarray(latents_of()), plain)
+
+
+def test_an_unknown_way_to_reuse_the_history_is_refused_before_the_run(comfyui, models):
+    graph = latents_graph(comfyui.object_info())
+    graph["speed"] = {
+        "class_type": "HeliosSpeed",
+        "inputs": {"model": [LOADER, 0], "history_reuse": "always", "compile": False},
+    }
+    graph[SAMPLER]["inputs"]["model"] = ["speed", 0]
+    with pytest.raises(GraphRejected, match="history_reuse"):
+        comfyui.run_graph(graph)
