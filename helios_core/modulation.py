@@ -72,8 +72,12 @@ class ConditionEmbedder(nn.Module):
 def norm_with_rows(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     """LayerNorm(x) * (1 + scale) + shift for x (B, N, D); `shift` and `scale` are rows (B, D).
 
-    That is a layer norm with a weight and a bias for each sample, which torch does in one pass.
+    That is a layer norm with a weight and a bias for each sample, which torch does in one pass. A compiler fuses the
+    formula by itself, and for training's batches it is the shorter way.
     """
+    if not may_overwrite():
+        normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+        return (normed * (1 + scale[:, None]) + shift[:, None]).to(x.dtype)
     samples = [
         F.layer_norm(sample.float(), sample.shape[-1:], 1 + scale[index], shift[index], eps).to(x.dtype)
         for index, sample in enumerate(x.split(1))

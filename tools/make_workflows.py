@@ -364,8 +364,8 @@ def demo_i2v(flow: "Flow") -> None:
     """Image to video in the demo's toy world, from a picture drawn in the graph."""
     flow.note(
         "Image to video, no download",
-        "The picture is drawn by ComfyUI's own nodes: a square of one colour on a grey image. Move it by `x` and `y`, or "
-        "give both images other colours.",
+        "The picture is drawn by ComfyUI's own nodes: a square of one colour on a grey image. Move it by `x` and "
+        "`y`, or give both images other colours.",
         DEMO_NOTE,
     )
     model, clip, vae = demo_models(flow)
@@ -421,8 +421,8 @@ def demo_prompts(flow: "Flow") -> None:
     """Prompts over time in the demo's toy world, every chunk on disk."""
     flow.note(
         "Prompts over time, no download",
-        "Drag the blocks of the timeline or write the text. Every chunk is kept on disk: change the last prompt and run "
-        "again, and only its chunks are made anew.",
+        "Drag the blocks of the timeline or write the text. Every chunk is kept on disk: change the last prompt and "
+        "run again, and only its chunks are made anew.",
         DEMO_NOTE,
     )
     model, clip, vae = demo_models(flow)

@@ -51,8 +51,8 @@ PROMPT_DROPOUT = 0.15
 @dataclass
 class Videos:
     """Latents of N toy videos. `chunks` (N, 4, 16, 9, 8, 8); `stills` (N, 4, 16, 1, 8, 8): the last latent frame of 33
-    times the chunk's first picture; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4):
-    index into `prompts` of what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
+    times the chunk's first picture; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4)
+    index into `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
 
     chunks: torch.Tensor
     stills: torch.Tensor

@@ -1,0 +1,119 @@
+"""The demo's training is Helios' training in small: its targets are what the sampler asks for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from helios_core.demo import DEMO_SETTINGS, world
+from helios_core.demo.model import encode_prompt
+from helios_core.pyramid import renoise, renoise_shape
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import train_demo as training
+from demo_latents import LinearCodec
+
+torch.set_num_threads(2)
+SCHEDULE = DEMO_SETTINGS.schedule
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return LinearCodec.fitted(num_clips=100)
+
+
+@pytest.fixture(scope="module")
+def videos(codec):
+    return training.make_videos(codec, 12, seed=0)
+
+
+def test_the_end_of_a_stage_renoised_has_the_distribution_that_the_next_one_starts_from():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(64, 16, 2, 8, 8, generator=generator)
+    _, end = training.stage_flow(data, 0, torch.randn(64, 16, 2, 4, 4, generator=generator))
+    independent = torch.randn(renoise_shape(end), generator=generator)
+    entered = renoise(end, independent, 1, SCHEDULE, torch.float32)
+    start, _ = training.stage_flow(data, 1, torch.randn(data.shape, generator=generator))
+    signal, _ = training.stage_flow(data, 1, torch.zeros(data.shape))
+    # Same mean given the data, same spread around it.
+    for sample in (entered, start):
+        slope = (sample * signal).sum() / signal.square().sum()
+        assert abs(slope - 1) < 0.03
+    assert abs((entered - signal).std() - (start - signal).std()) < 0.01
+
+
+def test_the_last_stage_ends_at_the_data():
+    data = torch.randn(2, 16, 9, 8, 8)
+    torch.testing.assert_close(training.stage_flow(data, 1, torch.randn_like(data))[1], data)
+
+
+def test_no_prompt_of_training_is_of_a_held_out_scene(videos):
+    held_out = torch.cat([encode_prompt(scene.prompt) for scene in world.all_scenes() if world.is_held_out(scene)])
+    distances = torch.cdist(held_out.flatten(1), videos.prompts.flatten(1))
+    assert distances.min() > 1
+
+
+def test_videos_go_on_from_chunk_to_chunk(codec):
+    scene = world.Scene("red", "square", "right", "black")
+    start = (7.0, 30.0)
+    second = world.render(scene, world.position(scene, start, training.CHUNK), range(1))
+    torch.testing.assert_close(second, world.render(scene, start, range(33, 34)), atol=1e-4, rtol=0)
+
+
+def test_what_is_empty_in_the_past_stays_empty_and_the_rest_is_changed_in_part(codec):
+    frames = torch.randn(40, 16, 20, 8, 8)
+    frames[:, :, :10] = 0
+    corrupted = training.corrupt(frames, codec.light, torch.Generator().manual_seed(0))
+    assert corrupted[:, :, :10].abs().max() == 0
+    changed = (corrupted[:, :, 10:] != frames[:, :, 10:]).any(4).any(3).any(1).float().mean()
+    assert 0.6 < changed < 0.8
+
+
+def test_batches_hold_every_amount_of_past(videos, codec):
+    batch = training.sample_batch(videos, 96, codec.light, torch.Generator().manual_seed(0))
+    amounts = (batch.past.frames.abs().amax((1, 3, 4)) > 0).sum(1)
+    assert set(amounts.tolist()) == {0, 1, 9, 18, 19}
+    assert (batch.past.anchor.abs().amax((1, 2, 3, 4)) > 0).equal(amounts > 0)
+
+
+def test_exposure_of_latents_is_exposure_of_pixels(codec):
+    pixels = torch.rand(1, 3, 33, 64, 64)
+    lit = 0.7 * pixels
+    difference = codec.encode(lit * 2 - 1) - (0.7 * codec.encode(pixels * 2 - 1) - 0.3 * codec.light)
+    assert difference[:, :, 1:].abs().max() < 1e-4
+
+
+def test_training_learns_and_a_broken_run_goes_on_as_if_it_were_not_broken(videos, codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "BATCH", (4, 2))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29433")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    dist.init_process_group("gloo")
+    try:
+        whole = training.Trainer("cpu", seed=1)
+        losses = []
+        for step in range(6):
+            if step == 3:
+                whole.save(tmp_path)
+            losses.append(whole.train_step(videos, codec.light, 0.5))
+        resumed = training.Trainer("cpu", seed=1)
+        resumed.load(tmp_path)
+        assert resumed.step == 3
+        again = [resumed.train_step(videos, codec.light, 0.5) for _ in range(3)]
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(torch.stack(again), torch.stack(losses[3:]))
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(resumed.weights[name], weight)
+    assert losses[-1][0] < losses[0][0]
+
+
+def test_the_learning_rate_rises_holds_and_falls_to_zero():
+    factors = [training.learning_rate_factor(step, 1000) for step in range(1001)]
+    assert factors[0] == pytest.approx(1 / training.WARM_UP)
+    assert factors[400] == 1
+    assert factors[1000] == 0
+    assert sorted(factors[650:], reverse=True) == factors[650:]
