@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw
+from plot_lines import plot_lines
 
 from helios_core.codec import Codec
 from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from helios_core.config import LATENT_FRAMES_PER_CHUNK
 from helios_core.demo import DEMO_SETTINGS, DemoModel
 from helios_core.demo.judge import Seen, distance, look
 from helios_core.demo.model import encode_prompt
@@ -34,6 +35,7 @@ from helios_core.demo.world import (
     random_start,
     render,
 )
+from helios_core.drift import AntiDrift
 from helios_core.memory import HeliosMemory
 from helios_core.noise import SeededNoise
 from helios_core.sampler import sample_chunk
@@ -235,28 +237,63 @@ def joins(bench: Bench, scenes: list[Scene]) -> list[Result]:
     return [Result("PSNR drop at joins beyond the true video's, dB", ours - theirs, 4, at_least=False)]
 
 
-def long_run(bench: Bench, scenes: list[Scene], num_chunks: int) -> tuple[list[Result], list[list[float]]]:
-    """Drift of the shape's colour over many chunks, with the anchor and without; for the plot, chunk by chunk."""
+def long_run(bench: Bench, scenes: list[Scene], num_chunks: int) -> tuple[list[Result], dict[str, list[float]]]:
+    """Drift of the shape's colour over many chunks: as it is, with a part taken away, and with anti-drifting; for the
+    plot, chunk by chunk."""
     prompts = [[scene.prompt] * num_chunks for scene in scenes]
+    curves, there, acted = {}, {}, {}
+    for name, anchored, anti_drift in (
+        ("as it is", True, False),
+        ("anti-drift", True, True),
+        ("no anchor", False, False),
+        ("no anchor, anti-drift", False, True),
+    ):
+        watchers = Watchers(len(scenes), bench.noise) if anti_drift else None
 
-    def without_anchor(memory: HeliosMemory) -> HeliosMemory:
-        return memory if memory.anchor is None else replace(memory, anchor=torch.zeros_like(memory.anchor))
+        def change(memory: HeliosMemory, anchored=anchored, watchers=watchers) -> HeliosMemory:
+            if memory.anchor is not None and not anchored:
+                memory = replace(memory, anchor=torch.zeros_like(memory.anchor))
+            return watchers.watch(memory) if watchers and memory.chunk_index else memory
 
-    curves, there = [], []
-    for change in (lambda memory: memory, without_anchor):
-        drifts = []
+        drifts, present = [], []
         for video in bench.make(blank(len(scenes)), prompts, change=change):
             seen = [look(chunk) for chunk in video.split(CHUNK)]
             colours = torch.stack([chunk.colours.mean(0) for chunk in seen])
             drifts.append((colours - colours[0]).abs().amax(1))
-            there.append(seen[-1].is_there)
-        curves.append(torch.stack(drifts).mean(0).mul(100).tolist())
-    results = [
-        Result(f"colour drift over {num_chunks} chunks, % of the range", curves[0][-1], 5, at_least=False),
-        Result(f"shape still there after {num_chunks} chunks, %", share(there[: len(scenes)]), 100),
-        Result("... colour drift without the anchor", curves[1][-1]),
-    ]
-    return results, curves
+            present.append(seen[-1].is_there)
+        curves[name] = torch.stack(drifts).mean(0).mul(100).tolist()
+        there[name] = share(present)
+        acted[name] = watchers.times if watchers else 0
+    last = {name: curve[-1] for name, curve in curves.items()}
+    return [
+        Result(f"colour drift over {num_chunks} chunks, % of the range", last["as it is"], 5, at_least=False),
+        Result(f"shape still there after {num_chunks} chunks, %", there["as it is"], 100),
+        Result("... with anti-drifting: colour drift", last["anti-drift"]),
+        Result("... with anti-drifting: times it acted in a video", acted["anti-drift"] / len(scenes)),
+        Result("... without the anchor: colour drift", last["no anchor"]),
+        Result("... without the anchor: shape still there, %", there["no anchor"]),
+        Result("... without the anchor, with anti-drifting: colour drift", last["no anchor, anti-drift"]),
+        Result("... without the anchor, with anti-drifting: shape still there, %", there["no anchor, anti-drift"]),
+    ], curves
+
+
+class Watchers:
+    """Adaptive anti-drifting of each video of a batch, as `long_video` does it for one."""
+
+    def __init__(self, count: int, noise: SeededNoise) -> None:
+        self.states, self.noise, self.times = [None] * count, noise, 0
+
+    def watch(self, memory: HeliosMemory) -> HeliosMemory:
+        """Look at the latest chunk in the memory, and corrupt it where it has drifted."""
+        frames = memory.frames.clone()
+        for number in range(len(frames)):
+            latest = frames[number : number + 1, :, -LATENT_FRAMES_PER_CHUNK:]
+            report, self.states[number] = AntiDrift().watch(latest, self.states[number])
+            if report.has_drifted:
+                self.times += 1
+                grain = self.noise.normal(tuple(latest.shape), ("drift", memory.chunk_index, number))
+                latest += AntiDrift().strength * grain
+        return replace(memory, frames=frames)
 
 
 def prompt_switch(bench: Bench, scenes: list[Scene]) -> list[Result]:
@@ -279,7 +316,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 # What is written -----------------------------------------------------------------------------------------------------
 
 
-def measure(bench: Bench, num_scenes: int, num_chunks: int) -> tuple[list[Result], list[list[float]]]:
+def measure(bench: Bench, num_scenes: int, num_chunks: int) -> tuple[list[Result], dict[str, list[float]]]:
     held_out = [scene for scene in all_scenes() if is_held_out(scene)]
     scenes = held_out[:: max(1, len(held_out) // num_scenes)][:num_scenes]
     results = judge_itself(bench)
@@ -288,30 +325,6 @@ def measure(bench: Bench, num_scenes: int, num_chunks: int) -> tuple[list[Result
         print("\n".join(result.row() for result in results[-4:]), flush=True)
     drift, curves = long_run(bench, scenes[::6], num_chunks)
     return results + drift, curves
-
-
-def plot_drift(curves: list[list[float]], path: Path) -> None:
-    """Colour drift over the chunks: with the anchor, and without."""
-    width, height, margin = 640, 300, 44
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    top = max(6.0, *(max(curve) for curve in curves))
-    for level in range(0, int(top) + 1, max(1, int(top) // 6)):
-        y = height - margin - level / top * (height - 2 * margin)
-        draw.line([(margin, y), (width - margin, y)], fill="#ddd")
-        draw.text((12, y - 6), f"{level} %", fill="#555")
-    for curve, colour in zip(curves, ("#1764ab", "#c0392b"), strict=True):
-        points = [
-            (
-                margin + index / (len(curve) - 1) * (width - 2 * margin),
-                height - margin - value / top * (height - 2 * margin),
-            )
-            for index, value in enumerate(curve)
-        ]
-        draw.line(points, fill=colour, width=3)
-    draw.text((margin, 8), "Colour drift of the shape over chunks: with the anchor (blue), without (red)", fill="black")
-    draw.text((margin, height - 26), f"chunk 1 to {len(curves[0])}", fill="black")
-    picture.save(path)
 
 
 def main() -> None:
@@ -330,7 +343,12 @@ def main() -> None:
     (options.out / "table.md").write_text("\n".join(table) + "\n")
     numbers = {result.name: result.value for result in results}
     (options.out / "table.json").write_text(json.dumps({"numbers": numbers, "drift": curves}, indent=1) + "\n")
-    plot_drift(curves, options.out / "drift.png")
+    plot_lines(
+        {name: list(enumerate(curve, start=1)) for name, curve in curves.items()},
+        options.out / "drift.png",
+        title="Colour of the shape against the first chunk, % of the range",
+        x_name="chunk",
+    )
     print("\n".join(table))
 
 

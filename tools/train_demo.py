@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from demo_latents import LinearCodec
 from einops import rearrange
+from plot_lines import plot_lines
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -347,6 +348,15 @@ def train(options: argparse.Namespace) -> None:
             recent = []
         if leads and (trainer.step % 250 == 0 or trainer.step == options.steps):
             trainer.save(options.out)
+            plot_losses(options.out)
+
+
+def plot_losses(folder: Path) -> None:
+    """`loss.png` of what is in `loss.csv`: (step, loss of each stage, time)."""
+    with open(folder / "loss.csv", newline="") as file:
+        rows = [[float(value) for value in row] for row in csv.reader(file)]
+    curves = {f"stage {stage + 1}": [(row[0], row[1 + stage]) for row in rows] for stage in range(len(BATCH))}
+    plot_lines(curves, folder / "loss.png", title="Squared error of the velocity", x_name="step", log=True)
 
 
 def cached_videos(codec: LinearCodec, options: argparse.Namespace) -> Videos:

@@ -20,7 +20,7 @@ from harness.samples import (
 
 FRAMES_PER_CHUNK = 33
 # Chunks of the last video when every sampler makes one.
-CHUNKS = {"i2v_then_prompts": 3, "prompt_timeline": 2, "directed_minute": 2}
+CHUNKS = {"i2v_then_prompts": 3, "prompt_timeline": 2, "directed_minute": 2, "demo_prompts": 2}
 
 
 @pytest.fixture(scope="module")

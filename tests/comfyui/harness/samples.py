@@ -22,6 +22,10 @@ NAMES = (
     "directed_minute",
     "extend_video",
     "branching",
+    "demo_t2v",
+    "demo_i2v",
+    "demo_v2v",
+    "demo_prompts",
 )
 VIDEO_NODES = ("HeliosVideoCombine", "HeliosLongVideo")
 WIDTH, HEIGHT = 128, 64
