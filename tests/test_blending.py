@@ -82,7 +82,7 @@ def test_rows_of_two_text_encoders_are_refused():
 @pytest.fixture(scope="module")
 def demo():
     source = DemoModel()
-    return source, source.load_transformer(), replace(source.settings, steps=(1, 1, 1))
+    return source, source.load_transformer(), replace(source.settings, steps=(1, 1), guidance_scale=1.0)
 
 
 def run(demo, script, num_chunks, *, memory=None, seed=1, **options):
@@ -199,7 +199,8 @@ SCRIPT = "0s: a fox\nchunk 1 blend 3 seed 9: a hare\nchunk 3 step anchor dusk.pn
 def test_the_command_line_follows_a_schedule(demo, tmp_path):
     (tmp_path / "script.txt").write_text(SCRIPT, encoding="utf-8")
     Image.new("RGB", (64, 64), (200, 100, 50)).save(tmp_path / "dusk.png")
-    arguments = ["--width", "64", "--height", "64", "--steps", "1,1,1", "--seed", "1", "--device", "cpu"]
+    arguments = ["--width", "64", "--height", "64", "--seed", "1", "--device", "cpu"]
+    arguments += ["--steps", "1,1", "--guidance-scale", "1"]
     script_arguments = ["generate", "--schedule", str(tmp_path / "script.txt"), "--out", str(tmp_path / "out.mp4")]
     memory_file = tmp_path / "last.helios.safetensors"
     assert main([*script_arguments, *arguments, "--save-memory", str(memory_file)]) == 0

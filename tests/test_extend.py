@@ -43,7 +43,7 @@ def write_clip(path, num_frames, frame_rate=24):
 def extend(tmp_path, clip, *options):
     out = tmp_path / "extended.mp4"
     arguments = ["generate", "--prompt", "a fox", "--video", clip, "--keep-video", "--chunks", 1, "--out", out]
-    size = ["--width", WIDTH, "--height", HEIGHT, "--steps", "1,1,1"]
+    size = ["--width", WIDTH, "--height", HEIGHT, "--steps", "1,1", "--guidance-scale", "1"]
     assert main([str(argument) for argument in [*arguments, *size, *options]]) == 0
     return out
 

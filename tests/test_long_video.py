@@ -322,13 +322,13 @@ def run_cli(*arguments):
 
 
 def test_the_command_line_resumes_extends_and_cleans_up(tmp_path, capsys):
-    size = ["--width", 64, "--height", 64, "--steps", "1,1,1", "--prompt", "a fox"]
+    size = ["--width", 64, "--height", 64, "--steps", "1,1", "--guidance-scale", 1, "--prompt", "a fox"]
     out, memory = tmp_path / "a.mp4", tmp_path / "m.safetensors"
     assert run_cli("generate", *size, "--chunks", 1, "--out", out, "--save-memory", memory) == 0
     assert run_cli("generate", *size, "--chunks", 2, "--out", out, "--then", "1:a storm", "--reroll", "1:5") == 0
     assert read_video(out).num_frames == 66
     extended = tmp_path / "b.mp4"
-    steps = ["--steps", "1,1,1", "--prompt", "a fox"]
+    steps = ["--steps", "1,1", "--guidance-scale", 1, "--prompt", "a fox"]
     assert run_cli("generate", *steps, "--memory", memory, "--chunks", 1, "--out", extended) == 0
     assert RunFolder(tmp_path / "b.run").memory_after(1).chunk_index == 2
 

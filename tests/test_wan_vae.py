@@ -34,7 +34,9 @@ def test_a_clip_at_once_gives_what_the_reference_gives_frame_by_frame(ours, refe
     our_codec, their_codec = WanCodec(ours), DiffusersWanCodec(reference)
     latents = their_codec.encode(pixels)
     torch.testing.assert_close(our_codec.encode(pixels), latents, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(our_codec.decode(latents), their_codec.decode(latents), atol=2e-5, rtol=1e-4)
+    # diffusers clamps what it decodes.
+    decoded = our_codec.decode(latents).clamp(-1, 1)
+    torch.testing.assert_close(decoded, their_codec.decode(latents), atol=2e-5, rtol=1e-4)
 
 
 def test_gradients_reach_every_weight_but_those_of_the_variance():
