@@ -52,10 +52,10 @@ templates, and set the size to 640 x 384.
 """
 
 DEMO_SCHEDULE = """\
-# When a prompt starts, and what is seen.
+# When a prompt starts, and what is seen. The toy world knows no colour between two others, so nothing is blended.
 0s: a red circle moving right on a black background
-2.75s: a green square moving up on a white background
-5.5s: a yellow triangle moving left on a grey background
+2.75s step: a green square moving up on a white background
+5.5s step: a yellow triangle moving left on a grey background
 end 8.25s
 """
 
