@@ -54,7 +54,7 @@ def make_show(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lo
     with VideoWriter(joined, width=ENLARGED * SIZE, height=ENLARGED * SIZE) as writer:
         for clip in frames:
             for part in clip.split(FRAMES_PER_CHUNK):
-                writer.write(resize_frames(part, ENLARGED * SIZE, ENLARGED * SIZE))
+                writer.write(resize_frames(part, ENLARGED * SIZE, ENLARGED * SIZE).float() / 255)
     return joined, sheet
 
 
