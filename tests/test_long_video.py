@@ -359,5 +359,5 @@ def test_the_finished_file_tells_how_it_was_made(tmp_path):
     run_cli("generate", "--prompt", "a fox", "--chunks", 1, "--out", tmp_path / "a.mp4", "--width", 64, "--height", 64)
     with av.open(str(tmp_path / "a.mp4")) as file:
         about = json.loads(file.metadata["helios"])
-    assert (about["seed"], about["settings"]["steps"]) == (0, [2, 2, 2])
+    assert (about["seed"], about["settings"]["steps"]) == (0, [8, 8])
     assert "a fox" in json.dumps(about)
