@@ -13,12 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from einops import rearrange
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from plot_lines import plot_lines
 
 from helios_core.codec import Codec

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the demo transformer: Helios' training in small (paper, sections 3 and 4).
 
-    python tools/train_demo.py --out training --steps 6000
+    python tools/train_demo.py --out training --steps 4600
 
 Every step takes one batch for each pyramid stage. A sample is a chunk of a toy video with what comes before it: nothing
 (text-to-video), a picture of its first frame (image-to-video), or one, two or more chunks (video-to-video and going
@@ -16,6 +16,7 @@ import argparse
 import csv
 import os
 import random
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from demo_latents import LinearCodec
 from einops import rearrange
-from plot_lines import plot_lines
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from demo_latents import LinearCodec
+from plot_lines import plot_lines
 
 from helios_core.checkpoint_writing import save_transformer
 from helios_core.demo import world
@@ -306,7 +310,7 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
-    parser.add_argument("--steps", type=int, default=6000, help="in all, those of earlier runs included")
+    parser.add_argument("--steps", type=int, default=4600, help="in all, those of earlier runs included")
     parser.add_argument("--videos", type=int, default=4000, help="number of toy videos (75 kB each in memory)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the demo's VAE: the Wan architecture at a twelfth of its width.
 
-    python tools/train_demo_vae.py --out training --steps 2500
+    python tools/train_demo_vae.py --out training --steps 1500
 
 The encoder learns to give the principal components of `demo_latents`, the decoder to make pictures of them again, also
 of slightly wrong ones, as they come out of a transformer. A second run with the same `--out` goes on from the last
@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from demo_latents import LinearCodec
 from einops import rearrange
 from safetensors.torch import save_file
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from demo_latents import LinearCodec
 
 from helios_core.demo import world
 from helios_core.wan_vae import LATENTS_MEAN, LATENTS_STD, ResidualBlock, WanVAE
@@ -87,7 +91,7 @@ def losses(model: DemoVAE, codec: LinearCodec, clips: torch.Tensor) -> tuple[tor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the weights")
-    parser.add_argument("--steps", type=int, default=2500, help="in all, those of earlier runs included")
+    parser.add_argument("--steps", type=int, default=1500, help="in all, those of earlier runs included")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
