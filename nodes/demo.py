@@ -1,7 +1,6 @@
 """Helios Demo Models: the embedded demo as MODEL, CLIP and VAE, for ComfyUI's own nodes as well as ours."""
 
 from contextlib import contextmanager
-from functools import partial
 from types import SimpleNamespace
 
 import comfy.ldm.wan.vae
@@ -74,12 +73,12 @@ def load_vae() -> comfy.sd.VAE:
 
 @contextmanager
 def _as_wide_as(weights: dict):
-    """Have ComfyUI build its Wan VAE as wide as the weights; before 0.3.66 it knows only the published width."""
+    """Have ComfyUI build its Wan VAE as wide as the weights: 0.3.64 knows only the published width."""
     published = comfy.ldm.wan.vae.WanVAE
     width = weights["decoder.head.0.gamma"].shape[0]
 
     def of_that_width(**config):
-        return partial(published, **{**config, "dim": width})()
+        return published(**{**config, "dim": width})
 
     comfy.ldm.wan.vae.WanVAE = of_that_width
     try:

@@ -13,7 +13,6 @@ from einops import rearrange
 from helios_core.demo import world
 
 NUM_SHARED = 12  # components of a picture; the other four are more detail in the first frame, and change in later ones
-FRAMES = 33
 
 
 class LinearCodec:
@@ -35,20 +34,19 @@ class LinearCodec:
         pictures, groups = torch.cat(pictures), torch.cat(groups)
         mean = pictures.mean(0)
         pictures, still = pictures - mean, groups.unflatten(1, (4, -1)) - mean
-        shared, rest = _components(pictures, 16)[:NUM_SHARED], _components(pictures, 16)[NUM_SHARED:]
+        first = _components(pictures, 16)
+        shared = first[:NUM_SHARED]
         average = still.mean(1)
         change = (groups - mean.repeat(4)) - ((average @ shared.T) @ shared).repeat(1, 4)
         motion = _components(change, 16 - NUM_SHARED)
-        first = torch.cat((shared, rest))
         group = torch.cat((shared.repeat(1, 4) / 4, motion))
         # Not quite to the same spread: faint components stay faint, but can be told from noise.
-        spread = torch.cat(((pictures @ first.T).std(0)[:NUM_SHARED], torch.ones(4)))
-        scales = []
-        for matrix, data in ((first, pictures), (group, groups - mean.repeat(4))):
-            detail = (data @ matrix.T).std(0)[NUM_SHARED:]
-            own = torch.cat((spread[:NUM_SHARED], detail))
-            scales.append(own**0.7 * own[0] ** 0.3)
-        return cls(first / scales[0][:, None], group / scales[1][:, None], mean)
+        spread = (pictures @ first.T).std(0)
+        group_spread = torch.cat((spread[:NUM_SHARED], ((groups - mean.repeat(4)) @ group.T).std(0)[NUM_SHARED:]))
+        first, group = (
+            matrix / (own**0.7 * own[0] ** 0.3)[:, None] for matrix, own in ((first, spread), (group, group_spread))
+        )
+        return cls(first, group, mean)
 
     @property
     def light(self) -> torch.Tensor:

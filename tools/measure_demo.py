@@ -27,7 +27,7 @@ from plot_lines import plot_lines
 
 from helios_core.codec import Codec
 from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from helios_core.config import LATENT_FRAMES_PER_CHUNK
+from helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
 from helios_core.demo import DEMO_SETTINGS, DemoModel
 from helios_core.demo.judge import Seen, distance, look
 from helios_core.demo.model import encode_prompt
@@ -45,7 +45,6 @@ from helios_core.noise import SeededNoise
 from helios_core.sampler import sample_chunk
 from helios_core.transformer import HeliosTransformer
 
-CHUNK = 33
 WORDS = ("colour", "background", "shape", "direction")
 
 
@@ -138,11 +137,11 @@ def agreement(scenes: list[Scene], seen: list[Seen], word: str) -> float:
 def judge_itself(bench: Bench, scenes: list[Scene]) -> list[Result]:
     """The judge on true videos of all scenes, and on those of `scenes` through the VAE."""
     plain = [
-        look(render(scene, start, range(CHUNK))).scene == scene
+        look(render(scene, start, range(FRAMES_PER_CHUNK))).scene == scene
         for scene, start in zip(all_scenes(), bench.starts(all_scenes()), strict=True)
     ]
     coded = [
-        look(bench.decode(bench.encode(render(scene, start, range(CHUNK))))[0]).scene == scene
+        look(bench.decode(bench.encode(render(scene, start, range(FRAMES_PER_CHUNK))))[0]).scene == scene
         for scene, start in zip(scenes, bench.starts(scenes), strict=True)
     ]
     return [
@@ -157,14 +156,16 @@ def text_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
     videos = bench.make(blank(len(scenes)), [[scene.prompt] * 2 for scene in scenes])
     bounds = {"colour": 95, "background": 95, "shape": 90, "direction": 90}
     results = []
-    for place, part in (("first", slice(CHUNK)), ("second", slice(CHUNK, None))):
+    for place, part in (("first", slice(FRAMES_PER_CHUNK)), ("second", slice(FRAMES_PER_CHUNK, None))):
         seen = [look(video[part]) for video in videos]
         for word in WORDS:
             results.append(Result(f"T2V {word} in the {place} chunk, %", agreement(scenes, seen, word), bounds[word]))
     unguided = replace(DEMO_SETTINGS, guidance_scale=1.0)
-    without = [look(video[CHUNK:]) for video in bench.make(blank(len(scenes)), [["", ""]] * len(scenes), unguided)]
+    without = [
+        look(video[FRAMES_PER_CHUNK:]) for video in bench.make(blank(len(scenes)), [["", ""]] * len(scenes), unguided)
+    ]
     results.append(Result("T2V colour without prompt, %", agreement(scenes, without, "colour"), 60, at_least=False))
-    shuffled = [look(video[CHUNK:]) for video in shuffled_stages(bench, scenes)]
+    shuffled = [look(video[FRAMES_PER_CHUNK:]) for video in shuffled_stages(bench, scenes)]
     return [
         *results,
         Result("T2V shape with the stages swapped, %", agreement(scenes, shuffled, "shape"), 60, at_least=False),
@@ -220,13 +221,15 @@ def video_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
     """Where the shape is at the end of the chunk that follows two true ones, and the picture at the join."""
     memories, truths = [], []
     for number, (scene, start) in enumerate(zip(scenes, bench.starts(scenes), strict=True)):
-        truths.append(render(scene, start, range(3 * CHUNK)))
-        memories.append(video_memory(*encode_video(truths[-1][: 2 * CHUNK], bench.encode), SeededNoise(number)))
+        truths.append(render(scene, start, range(3 * FRAMES_PER_CHUNK)))
+        memories.append(
+            video_memory(*encode_video(truths[-1][: 2 * FRAMES_PER_CHUNK], bench.encode), SeededNoise(number))
+        )
     prompts = [[scene.prompt] for scene in scenes]
 
     def error(videos: torch.Tensor) -> float:
         ends = torch.stack([look(video).positions[-1] for video in videos])
-        wanted = torch.stack([look(truth[2 * CHUNK :]).positions[-1] for truth in truths])
+        wanted = torch.stack([look(truth[2 * FRAMES_PER_CHUNK :]).positions[-1] for truth in truths])
         return float(distance(ends, wanted).mean()) / SIZE * 100
 
     return [
@@ -242,14 +245,14 @@ def joins(bench: Bench, scenes: list[Scene]) -> list[Result]:
 
     def drop(video: torch.Tensor) -> float:
         steps = [psnr(video[frame : frame + 1], video[frame - 1 : frame]) for frame in range(1, len(video))]
-        at = [value for frame, value in enumerate(steps, start=1) if frame % CHUNK == 0]
-        within = [value for frame, value in enumerate(steps, start=1) if frame % CHUNK]
+        at = [value for frame, value in enumerate(steps, start=1) if frame % FRAMES_PER_CHUNK == 0]
+        within = [value for frame, value in enumerate(steps, start=1) if frame % FRAMES_PER_CHUNK]
         return sum(within) / len(within) - sum(at) / len(at)
 
     made = bench.make(blank(len(scenes)), [[scene.prompt] * 4 for scene in scenes])
     true = []
     for scene, start in zip(scenes, bench.starts(scenes), strict=True):
-        chunks = render(scene, start, range(4 * CHUNK)).split(CHUNK)
+        chunks = render(scene, start, range(4 * FRAMES_PER_CHUNK)).split(FRAMES_PER_CHUNK)
         true.append(bench.decode(torch.cat([bench.encode(chunk) for chunk in chunks], dim=2))[0])
     ours, theirs = (sum(map(drop, videos)) / len(scenes) for videos in (made, true))
     return [Result("PSNR drop at joins beyond the true video's, dB", ours - theirs, 4, at_least=False)]
@@ -275,7 +278,7 @@ def long_run(bench: Bench, scenes: list[Scene], num_chunks: int) -> tuple[list[R
 
         drifts, present = [], []
         for video in bench.make(blank(len(scenes)), prompts, change=change):
-            seen = [look(chunk) for chunk in video.split(CHUNK)]
+            seen = [look(chunk) for chunk in video.split(FRAMES_PER_CHUNK)]
             colours = torch.stack([chunk.colours.mean(0) for chunk in seen])
             drifts.append((colours - colours[0]).abs().amax(1))
             present.append(seen[-1].is_there)
@@ -318,7 +321,7 @@ def prompt_switch(bench: Bench, scenes: list[Scene]) -> list[Result]:
     """Three chunks of one prompt, then two of another: does the last one show it?"""
     others = scenes[len(scenes) // 2 :] + scenes[: len(scenes) // 2]
     prompts = [[a.prompt] * 3 + [b.prompt] * 2 for a, b in zip(scenes, others, strict=True)]
-    seen = [look(video[-CHUNK:]) for video in bench.make(blank(len(scenes)), prompts)]
+    seen = [look(video[-FRAMES_PER_CHUNK:]) for video in bench.make(blank(len(scenes)), prompts)]
     return [Result(f"switched {word} within two chunks, %", agreement(others, seen, word), 90) for word in WORDS]
 
 

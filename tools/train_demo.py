@@ -34,14 +34,13 @@ from demo_latents import LinearCodec
 from plot_lines import plot_lines
 
 from helios_core.checkpoint_writing import save_transformer
+from helios_core.config import FRAMES_PER_CHUNK
 from helios_core.demo import world
-from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS
+from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS, encode_prompt
 from helios_core.memory import HeliosMemory
 from helios_core.pyramid import renoise_scales, stage_ranges
-from helios_core.text import hashed_words
 from helios_core.transformer import HeliosTransformer
 
-CHUNK = 33
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
 BATCH = (32, 16)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
@@ -72,8 +71,7 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
     draw = random.Random(seed)
     scenes = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
     index = {scene: number for number, scene in enumerate(scenes)}
-    rows = [hashed_words(scene.prompt, DEMO_CONFIG.text_dim, 12) for scene in scenes]
-    rows.append(hashed_words("", DEMO_CONFIG.text_dim, 12))
+    rows = [*(encode_prompt(scene.prompt) for scene in scenes), encode_prompt("")]
     chunks, stills, earlier, told = [], [], [], []
     for _ in tqdm(range(count), desc="videos"):
         scene = draw.choice(scenes)
@@ -84,11 +82,11 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
         for chunk in range(CHUNKS):
             if chunk == changes_at:
                 scene = draw.choice(scenes)
-            clip = world.render(scene, start, range(CHUNK))
+            clip = world.render(scene, start, range(FRAMES_PER_CHUNK))
             chunks.append(_encode(codec, clip))
             stills.append(_encode(codec, clip[:1].expand(5, -1, -1, -1))[:, :, -1:])
             told.append(index[scene])
-            start = world.position(scene, start, CHUNK)
+            start = world.position(scene, start, FRAMES_PER_CHUNK)
     return Videos(
         torch.cat(chunks).unflatten(0, (count, CHUNKS)),
         torch.cat(stills).unflatten(0, (count, CHUNKS)),
@@ -311,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
     parser.add_argument("--steps", type=int, default=4600, help="in all, those of earlier runs included")
-    parser.add_argument("--videos", type=int, default=4000, help="number of toy videos (75 kB each in memory)")
+    parser.add_argument("--videos", type=int, default=5000, help="number of toy videos (75 kB each in memory)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -334,8 +332,7 @@ def train(options: argparse.Namespace) -> None:
     trainer = Trainer(options.device, options.seed)
     if (options.out / "checkpoint.pt").exists():
         trainer.load(options.out)
-    for block in trainer.model.blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
+    trainer.model.compile_blocks()
     recent = []
     steps = range(trainer.step, options.steps)
     progress = tqdm(steps, initial=trainer.step, total=options.steps, desc="steps", disable=not leads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ AFTER = Scene("yellow", "square", "left", "grey")
 DRAWN = Scene("blue", "triangle", "up", "white")
 
 
-def make_show(folder: Path, *, seed: int = 0, report: Callable[[str], None] = logger.info) -> tuple[Path, Path]:
+def make_show(folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
     """Make three short videos with the demo model, one after the other, in `folder`: the paths of `demo.mp4`, which
     shows all of them enlarged, and of the contact sheet `demo.png`, which has a row for each.
 
@@ -42,9 +41,9 @@ def make_show(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lo
     }
     videos = []
     for name, job in jobs.items():
-        videos.append(_make(source, name, job, folder, seed, report))
+        videos.append(_make(source, name, job, folder, seed))
     goes_on = Job(DRAWN.prompt, 2, video=read_video(videos[-1]), **size)
-    videos.append(_make(source, "video-to-video", goes_on, folder, seed, report))
+    videos.append(_make(source, "video-to-video", goes_on, folder, seed))
 
     frames = [read_video(video).frames for video in videos]
     tiles = torch.cat([clip[torch.linspace(0, len(clip) - 1, _TILES).long()] for clip in frames])
@@ -58,9 +57,9 @@ def make_show(folder: Path, *, seed: int = 0, report: Callable[[str], None] = lo
     return joined, sheet
 
 
-def _make(source: DemoModel, name: str, job: Job, folder: Path, seed: int, report: Callable[[str], None]) -> Path:
+def _make(source: DemoModel, name: str, job: Job, folder: Path, seed: int) -> Path:
     prompts = " -> ".join([job.prompt, *job.later_prompts.values()])
-    report(f"{name}, {job.num_chunks} chunks of {FRAMES_PER_CHUNK} frames: {prompts}")
+    logger.info("%s, %d chunks of %d frames: %s", name, job.num_chunks, FRAMES_PER_CHUNK, prompts)
     path = folder / f"{name}.mp4"
     generate(source, job, source.settings, SeededNoise(seed), folder=RunFolder(folder / f"{name}.run"), path=path)
     return path
