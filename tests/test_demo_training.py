@@ -78,6 +78,28 @@ def test_batches_hold_every_amount_of_past(videos, codec):
     assert (batch.past.anchor.abs().amax((1, 2, 3, 4)) > 0).equal(amounts > 0)
 
 
+def test_a_picture_is_the_first_frame_to_make_which_weighs_more_and_often_has_no_prompt(videos, codec):
+    batch = training.sample_batch(videos, 200, codec.light, torch.Generator().manual_seed(0))
+    is_picture = (batch.past.frames.abs().amax((1, 3, 4)) > 0).sum(1) == 1
+    heavy = batch.weights[:, 0, :, 0, 0] == training.PICTURE_WEIGHT
+    assert heavy[:, 0].equal(is_picture)
+    assert not heavy[:, 1:].any()
+    distance = (batch.past.anchor[is_picture] - batch.target[is_picture][:, :, :1]).square().mean((1, 2, 3, 4))
+    assert distance.median() < 0.1 * batch.target[is_picture].square().mean()
+    has_no_prompt = (batch.prompts == videos.prompts[-1]).flatten(1).all(1).float()
+    assert has_no_prompt[is_picture].mean() > 0.25 > has_no_prompt[~is_picture].mean()
+
+
+def test_a_fifth_of_the_past_is_as_noisy_as_the_past_that_a_video_begins_with(codec):
+    ones = torch.ones(4000, 1, 1, 8, 8)
+    corrupted = training.corrupt(ones, torch.zeros(1), torch.Generator().manual_seed(0))
+    mean, spread = corrupted.mean((1, 2, 3, 4)), corrupted.std((1, 2, 3, 4))
+    noisy = spread > 1e-4
+    usual = noisy & (spread > 0.1) & (spread < 0.145)
+    assert 0.2 < usual.float().mean() < 0.4
+    torch.testing.assert_close((mean + spread)[noisy].mean(), torch.tensor(1.0), atol=0.02, rtol=0)
+
+
 def test_exposure_of_latents_is_exposure_of_pixels(codec):
     pixels = torch.rand(1, 3, 33, 64, 64)
     lit = 0.7 * pixels
@@ -94,7 +116,12 @@ def test_training_learns_and_a_broken_run_goes_on_as_if_it_were_not_broken(video
     dist.init_process_group("gloo")
     try:
         whole = training.Trainer("cpu", seed=1)
-        losses = []
+        batch = training.sample_batch(videos, 8, codec.light, torch.Generator().manual_seed(1))
+
+        def loss() -> torch.Tensor:
+            return training.stage_loss(whole.model, batch, 0, torch.Generator().manual_seed(2)).detach()
+
+        loss_before, losses = loss(), []
         for step in range(6):
             if step == 3:
                 whole.save(tmp_path)
@@ -108,7 +135,7 @@ def test_training_learns_and_a_broken_run_goes_on_as_if_it_were_not_broken(video
     torch.testing.assert_close(torch.stack(again), torch.stack(losses[3:]))
     for name, weight in whole.weights.items():
         torch.testing.assert_close(resumed.weights[name], weight)
-    assert losses[-1][0] < losses[0][0]
+    assert loss() < loss_before
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_zero():

@@ -12,6 +12,8 @@ from einops import rearrange
 
 from helios_core.demo import world
 
+# Gives latents about unit spread, as Wan's have: the noise that Helios mixes into pictures and clips is meant for that.
+LATENT_SCALE = 2.0
 NUM_SHARED = 12  # components of a picture; the other four are more detail in the first frame, and change in later ones
 
 
@@ -44,7 +46,8 @@ class LinearCodec:
         spread = (pictures @ first.T).std(0)
         group_spread = torch.cat((spread[:NUM_SHARED], ((groups - mean.repeat(4)) @ group.T).std(0)[NUM_SHARED:]))
         first, group = (
-            matrix / (own**0.7 * own[0] ** 0.3)[:, None] for matrix, own in ((first, spread), (group, group_spread))
+            LATENT_SCALE * matrix / (own**0.7 * own[0] ** 0.3)[:, None]
+            for matrix, own in ((first, spread), (group, group_spread))
         )
         return cls(first, group, mean)
 
@@ -60,6 +63,11 @@ class LinearCodec:
         first, rest = pixels[:, :, :1], pixels[:, :, 1:]
         first = _project(first, self.first, self.mean, 1)
         return torch.cat((first, _project(rest, self.group, self.mean.repeat(4), 4)), dim=2) if rest.shape[2] else first
+
+
+def has_fast_bf16(device: str = "cpu") -> bool:
+    """Whether networks are faster in bf16 there; a CPU without instructions for it takes several times as long."""
+    return device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def _project(pixels: torch.Tensor, matrix: torch.Tensor, mean: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -6,8 +6,8 @@
 Every step takes one batch for each pyramid stage. A sample is a chunk of a toy video with what comes before it: nothing
 (text-to-video), a picture of its first frame (image-to-video), or one, two or more chunks (video-to-video and going
 on). The past is corrupted frame by frame, since the model will have to go on from its own mistakes. A second run with
-the same `--out` goes on from the last checkpoint, also with more steps. One CPU core with bf16 instructions takes about
-a second a step.
+the same `--out` goes on from the last checkpoint, also with more steps. A CPU core takes about a second a step; two
+share out the stages: `torchrun --nproc-per-node 2 tools/train_demo.py --out training`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo_latents import LinearCodec
+from demo_latents import LinearCodec, has_fast_bf16
+from muon import Muon
 from plot_lines import plot_lines
 
+from helios_core.checkpoint import load_transformer, open_checkpoint
 from helios_core.checkpoint_writing import save_transformer
-from helios_core.config import FRAMES_PER_CHUNK
+from helios_core.conditioning import DEFAULT_SIGMA_RANGE
+from helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
 from helios_core.demo import world
 from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS, encode_prompt
 from helios_core.memory import HeliosMemory
@@ -42,11 +45,15 @@ from helios_core.pyramid import renoise_scales, stage_ranges
 from helios_core.transformer import HeliosTransformer
 
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
-BATCH = (32, 16)  # samples of each stage: the lowest decides most, and is cheapest
+BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
 WARM_UP, DECAY = 200, 0.35  # steps, and the last part of all steps in which the learning rate falls to zero
 EMA = 0.9985
-PROMPT_DROPOUT = 0.15
+# What comes before a chunk, how often, and how often its prompt is left out then. A picture needs that most: without a
+# prompt there is nothing else to tell what it shows.
+PASTS = {"nothing": 0.35, "picture": 0.35, "chunks": 0.3}
+PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.4, "chunks": 0.15}
+PICTURE_WEIGHT = 4.0  # in the loss, of the frame that must equal the picture: one of nine, and the one seen most
 
 
 # The data ------------------------------------------------------------------------------------------------------------
@@ -102,9 +109,11 @@ def _encode(codec: LinearCodec, frames: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Batch:
-    """Chunks (B, 16, 9, 8, 8) to learn, their past, and prompt rows (B, L, text_dim)."""
+    """Chunks (B, 16, 9, 8, 8) to learn, the weights (B, 1, 9, 1, 1) of their frames in the loss, their past, and prompt
+    rows (B, L, text_dim)."""
 
     target: torch.Tensor
+    weights: torch.Tensor
     past: HeliosMemory
     prompts: torch.Tensor
 
@@ -113,30 +122,36 @@ def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torc
     """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
     draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     targets, pasts, anchors, prompts = [], [], [], []
-    for _ in range(size):
-        video, target = draw.randrange(len(videos.chunks)), draw.randrange(CHUNKS)
-        num_past = draw.choice((0, -1, *range(1, target + 1)) if target < 2 else range(-1, target + 1))
-        chunks, tell = videos.chunks[video], True
+    weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
+    for sample in range(size):
+        video = draw.randrange(len(videos.chunks))
+        (kind,) = draw.choices(list(PASTS), PASTS.values())
+        # A long video has three chunks of past nearly always.
+        target = draw.choice((1, 2, 3, 3)) if kind == "chunks" else draw.randrange(CHUNKS)
+        chunks, scenes = videos.chunks[video], videos.scenes[video]
         frames = torch.zeros(16, 19, 8, 8)
         anchor = torch.zeros(16, 1, 8, 8)
-        if num_past == -1:
+        may_drop = True
+        if kind == "picture":
             frames[:, -1:], anchor = videos.stills[video, target], chunks[target, :, :1]
-        elif num_past:
+            weights[sample, :, 0] = PICTURE_WEIGHT
+        elif kind == "chunks":
+            num_past = draw.randint(1, target)
             past = torch.cat(tuple(chunks[target - num_past : target]), dim=1)[:, -19:]
             frames[:, -past.shape[1] :], anchor = past, chunks[target - num_past, :, :1]
             if num_past == 3 and draw.random() < 0.7:
                 anchor = videos.earlier[video]
-        scenes = videos.scenes[video]
-        if num_past <= 0 or scenes[target - 1] == scenes[target]:
-            tell = draw.random() > PROMPT_DROPOUT  # a change of scene is not to be guessed without its prompt
+            # A change of scene is not to be guessed without its prompt.
+            may_drop = bool(scenes[target - 1] == scenes[target])
+        dropped = may_drop and draw.random() < PROMPT_DROPOUT[kind]
         targets.append(chunks[target])
         pasts.append(frames)
         anchors.append(anchor)
-        prompts.append(int(scenes[target]) if tell else len(videos.prompts) - 1)
+        prompts.append(len(videos.prompts) - 1 if dropped else int(scenes[target]))
     frames, anchor = torch.stack(pasts).float(), torch.stack(anchors).float()
     both = corrupt(torch.cat((anchor, frames), dim=2), light, generator)
     past = HeliosMemory(both[:, :, 1:], anchor=both[:, :, :1])
-    return Batch(torch.stack(targets).float(), past, videos.prompts[prompts])
+    return Batch(torch.stack(targets).float(), weights, past, videos.prompts[prompts])
 
 
 def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -147,14 +162,17 @@ def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generato
     size, _, count = frames.shape[:3]
     shape = (size, 1, count, 1, 1)
     kind = torch.rand(shape, generator=generator)
-    sigma = torch.rand(shape, generator=generator) * 0.3
+    low, high = DEFAULT_SIGMA_RANGE  # half the noise is as strong as that of a picture or clip that a video begins with
+    usual = torch.rand(shape, generator=generator) < 0.5
+    sigma = torch.rand(shape, generator=generator)
+    sigma = torch.where(usual, low + sigma * (high - low), sigma * 0.3)
     noisy = (1 - sigma) * frames + sigma * torch.randn(frames.shape, generator=generator)
     gain = 1 + 0.2 * (torch.rand(shape, generator=generator) - 0.5)
     exposed = gain * frames + (gain - 1) * light
     flat = rearrange(frames, "b c t h w -> (b t) c h w")
     blurred = F.interpolate(F.avg_pool2d(flat, 2), scale_factor=2, mode="bilinear")
     blurred = rearrange(blurred, "(b t) c h w -> b c t h w", b=size)
-    mixed = torch.where(kind < 0.45, noisy, torch.where(kind < 0.6, exposed, torch.where(kind < 0.7, blurred, frames)))
+    mixed = torch.where(kind < 0.5, noisy, torch.where(kind < 0.6, exposed, torch.where(kind < 0.7, blurred, frames)))
     return torch.where(frames.abs().amax((1, 3, 4), keepdim=True) > 0, mixed, frames)
 
 
@@ -196,7 +214,8 @@ def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> t
     prompt = model.encode_prompt(batch.prompts.to(device))
     memory = model.encode_memory(batch.past.window(device))
     velocity = model(sample, timestep.to(device), prompt, memory, attention=attention)
-    return F.mse_loss(velocity.float(), (start - end).to(device))
+    error = (velocity.float() - (start - end).to(device)).square()
+    return (batch.weights.to(device) * error).mean()
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -209,24 +228,26 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 
 
 class Trainer:
-    """Weights in fp32 with their optimisers and average, and the bf16 copy that computes gradients."""
+    """Weights in fp32 with their optimisers and average, and the copy that gradients are computed with, in bf16 where
+    that is faster."""
 
-    def __init__(self, device: str, seed: int) -> None:
+    def __init__(self, device: str, seed: int, start: Path | None = None) -> None:
         torch.manual_seed(seed)
         self.seed = seed
-        self.model = HeliosTransformer(DEMO_CONFIG, dtype=torch.bfloat16).to(device)
-        initial = HeliosTransformer(DEMO_CONFIG)
-        torch.nn.init.zeros_(initial.proj_out.weight)  # begins by predicting no change
-        torch.nn.init.zeros_(initial.proj_out.bias)
+        dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        self.model = HeliosTransformer(DEMO_CONFIG, dtype=dtype).to(device)
+        if start is not None:
+            initial = load_transformer(open_checkpoint(start), dtype=torch.float32)
+        else:
+            initial = HeliosTransformer(DEMO_CONFIG)
+            torch.nn.init.zeros_(initial.proj_out.weight)  # begins by predicting no change
+            torch.nn.init.zeros_(initial.proj_out.bias)
         self.weights = {name: value.detach().to(device).float() for name, value in initial.named_parameters()}
         self.average = {name: value.clone() for name, value in self.weights.items()}
         is_matrix = {name: "blocks" in name and value.ndim == 2 for name, value in self.weights.items()}
         self.optimisers = {
-            "muon": torch.optim.Muon(
-                [value for name, value in self.weights.items() if is_matrix[name]],
-                lr=0.0,
-                weight_decay=0.01,
-                adjust_lr_fn="match_rms_adamw",
+            "muon": Muon(
+                [value for name, value in self.weights.items() if is_matrix[name]], lr=0.0, weight_decay=0.01
             ),
             "adamw": torch.optim.AdamW(
                 [value for name, value in self.weights.items() if not is_matrix[name]], lr=0.0, betas=(0.9, 0.98),
@@ -310,6 +331,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
     parser.add_argument("--steps", type=int, default=4600, help="in all, those of earlier runs included")
     parser.add_argument("--videos", type=int, default=5000, help="number of toy videos (75 kB each in memory)")
+    parser.add_argument("--weights", type=Path, help="weights to begin with, in place of random ones (safetensors)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -329,7 +351,7 @@ def train(options: argparse.Namespace) -> None:
         cached_videos(codec, options)
     dist.barrier()
     videos = cached_videos(codec, options)
-    trainer = Trainer(options.device, options.seed)
+    trainer = Trainer(options.device, options.seed, options.weights)
     if (options.out / "checkpoint.pt").exists():
         trainer.load(options.out)
     trainer.model.compile_blocks()

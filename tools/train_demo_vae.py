@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo_latents import LinearCodec
+from demo_latents import LATENT_SCALE, LinearCodec, has_fast_bf16
+from muon import Muon
 
 from helios_core.demo import world
 from helios_core.wan_vae import LATENTS_MEAN, LATENTS_STD, ResidualBlock, WanVAE
@@ -35,7 +36,8 @@ EMA = 0.99
 
 
 class DemoVAE(WanVAE):
-    """A WanVAE that is trained in model space; `published` has the way to VAE space in its 1x1 layers."""
+    """A WanVAE that is trained in model space, its latents divided by LATENT_SCALE; `published` has the way from there
+    to VAE space in its 1x1 layers."""
 
     def __init__(self) -> None:
         super().__init__(DIM)
@@ -49,7 +51,7 @@ class DemoVAE(WanVAE):
     def published(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights whose latents have the statistics that Wan's users expect."""
         weights = {name: value.clone() for name, value in weights.items()}
-        mean, std = torch.tensor(LATENTS_MEAN), torch.tensor(LATENTS_STD)
+        mean, std = torch.tensor(LATENTS_MEAN), LATENT_SCALE * torch.tensor(LATENTS_STD)
         weights["conv1.weight"][:16] *= std.view(-1, 1, 1, 1, 1)
         weights["conv1.bias"][:16] = weights["conv1.bias"][:16] * std + mean
         matrix = weights["conv2.weight"].clone()
@@ -78,13 +80,14 @@ def sample_clips(count: int, draw: random.Random) -> torch.Tensor:
 
 def losses(model: DemoVAE, codec: LinearCodec, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared error of the encoder's latents and of the decoder's pixels."""
-    wanted = codec.encode(clips)
-    latents = model.encode(clips.bfloat16()).float()
+    wanted = codec.encode(clips) / LATENT_SCALE
+    dtype = model.conv1.weight.dtype
+    latents = model.encode(clips.to(dtype)).float()
     # Half the batch sees what the encoder gives, half the components themselves, all a little disturbed.
     half = len(clips) // 2
     given = torch.cat((latents[:half].detach(), wanted[half:]))
     given = given + torch.rand(len(clips), 1, 1, 1, 1) * 0.1 * torch.randn_like(given)
-    pixels = model.decode(given.bfloat16()).float()
+    pixels = model.decode(given.to(dtype)).float()
     return F.mse_loss(latents, wanted), F.mse_loss(pixels, clips)
 
 
@@ -98,7 +101,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     codec = LinearCodec.fitted()
-    model = DemoVAE().bfloat16()
+    model = DemoVAE().to(torch.bfloat16 if has_fast_bf16() else torch.float32)
     # Muon takes matrices, so a kernel is one: each output channel's weights are a row.
     weights = {
         name: value.detach().float().flatten(1) if value.ndim > 3 else value.detach().float()
@@ -107,8 +110,7 @@ def main() -> None:
     average = {name: value.clone() for name, value in weights.items()}
     is_kernel = {name: value.ndim > 3 and "conv2" not in name for name, value in model.named_parameters()}
     optimisers = {
-        "muon": torch.optim.Muon([value for name, value in weights.items() if is_kernel[name]], lr=0.0,
-                                 weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        "muon": Muon([value for name, value in weights.items() if is_kernel[name]], lr=0.0),
         "adamw": torch.optim.AdamW([value for name, value in weights.items() if not is_kernel[name]], lr=0.0,
                                    betas=(0.9, 0.98), weight_decay=0.0),
     }  # fmt: skip
