@@ -43,6 +43,7 @@ from .segments import Encoding
 from .storage import load_memory, save_memory
 from .variant import sampling_advice
 from .video import contact_sheet, read_image, read_video
+from .wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
 
@@ -161,6 +162,18 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the transformer's blocks with torch.compile: a slow start, then faster steps on a GPU",
     )
+    make.add_argument(
+        "--vae-dtype", choices=DECODER_DTYPES, default="fp32", help="decode in this type (default: fp32, exact)"
+    )
+    make.add_argument(
+        "--vae-channels-last", action="store_true", help="decode with the channels side by side in memory"
+    )
+    make.add_argument("--vae-compile", action="store_true", help="compile the VAE's decoder: slow in the first chunk")
+    make.add_argument(
+        "--overlap-vae",
+        action="store_true",
+        help="decode a chunk while the next one is sampled, on the same GPU: exact, takes the memory of both at once",
+    )
     add_sampling_options(make)
 
 
@@ -278,6 +291,8 @@ def run_generate(options: argparse.Namespace) -> None:
         tell=tell,
         hooks=Hooks(progress=log_step),
         compile_blocks=options.compile,
+        decoding=Decoding(options.vae_dtype, options.vae_channels_last, options.vae_compile),
+        overlap_vae=options.overlap_vae,
     )
     if options.save_memory:
         save_memory(last.memory(), options.save_memory)

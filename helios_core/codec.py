@@ -20,7 +20,8 @@ from .config import (
     VAE_SPATIAL_STRIDE,
     VAE_TEMPORAL_STRIDE,
 )
-from .wan_vae import LATENTS_MEAN, LATENTS_STD, WanVAE, load_wan_vae
+from .wan_vae import DECODER_DTYPES, LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
+from .wan_vae_file import load_wan_vae, vae_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -43,10 +44,16 @@ class Codec(Protocol):
 
 
 class WanCodec:
-    """A Wan VAE of any width, with model space on its latent side. Encoding takes the mean of the posterior."""
+    """A Wan VAE of any width, with model space on its latent side.
 
-    def __init__(self, vae: WanVAE) -> None:
+    Encoding is in float32 and takes the mean of the posterior or, when `noise` is given, a sample mean + std *
+    noise(shape) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the VAE's
+    `decoding` says. Chunks go through the VAE one at a time.
+    """
+
+    def __init__(self, vae: WanVAE, *, noise: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
         self.vae = vae.eval().requires_grad_(False)
+        self.noise = noise
 
     @classmethod
     def from_file(cls, path: Path) -> WanCodec:
@@ -56,24 +63,56 @@ class WanCodec:
         """
         return cls(load_wan_vae(path))
 
+    @classmethod
+    def from_folder(
+        cls,
+        path: Path,
+        device: torch.device | str = "cpu",
+        *,
+        decoding: Decoding | None = None,
+        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+    ) -> WanCodec:
+        """Load a VAE folder, or the `vae` in a whole model's folder, to go latent frame by latent frame.
+
+        Raises FileNotFoundError when the folder holds no VAE, CheckpointError when it is another kind of VAE.
+        """
+        vae = load_wan_vae(vae_folder(path), piece=1)
+        vae.set_decoding(decoding or Decoding())
+        return cls(vae.to(device), noise=noise)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.conv1.weight.device
+
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
         _check_pixels(pixels)
-        mean, std = _wan_statistics()
-        return (_by_chunk(self.vae.encode, pixels.float(), FRAMES_PER_CHUNK) - mean) / std
+        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
         _check_latents(latents)
-        mean, std = _wan_statistics()
-        return _by_chunk(self.vae.decode, latents.float() * std + mean, LATENT_FRAMES_PER_CHUNK)
+        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
 
+    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        latents, deviation = self.vae.posterior(pixels.to(self.device, torch.float32))
+        if self.noise is not None:
+            latents = latents + deviation * self.noise(latents.shape).to(latents)
+        mean, std = self._statistics()
+        return (latents - mean) / std
 
-def _wan_statistics() -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
-    return torch.tensor(LATENTS_MEAN).view(1, -1, 1, 1, 1), torch.tensor(LATENTS_STD).view(1, -1, 1, 1, 1)
+    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        latents = latents.to(self.device, torch.float32) * std + mean
+        return self.vae.decode(latents.to(DECODER_DTYPES[self.vae.decoding.dtype])).float()
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
+        return tuple(
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
+        )
 
 
 class DiffusersWanCodec:

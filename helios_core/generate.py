@@ -13,7 +13,7 @@ import torch
 
 from .blending import EncodedSchedule
 from .checkpoint import load_transformer, open_checkpoint
-from .codec import Codec, DiffusersWanCodec
+from .codec import Codec, WanCodec
 from .conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
 from .drift import AntiDrift
@@ -22,6 +22,7 @@ from .lead_in import write_lead_in
 from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
 from .noise import NoiseSource, SeededNoise
+from .overlap import SideStream
 from .run_folder import RunFolder
 from .sampler import Hooks
 from .schedule import PromptSchedule, Segment
@@ -30,6 +31,7 @@ from .storage import ModelIdentity, check_memory
 from .text import umt5_rows
 from .transformer import HeliosTransformer
 from .video import Clip, from_pixels, resize_frames, to_pixels
+from .wan_vae import Decoding
 
 # The last three chunks of a clip are all that a memory of 19 latent frames can hold.
 CLIP_FRAMES = 3 * FRAMES_PER_CHUNK
@@ -50,8 +52,8 @@ class ModelSource(Protocol):
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         """Text encoder rows (1, L, text_dim) of each prompt."""
 
-    def load_codec(self) -> Codec:
-        """The VAE."""
+    def load_codec(self, decoding: Decoding | None = None) -> Codec:
+        """The VAE, which decodes as told (by default exactly)."""
 
     def load_transformer(self) -> HeliosTransformer:
         """The transformer, ready to sample."""
@@ -87,11 +89,11 @@ class PublishedModel:
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
 
-    def load_codec(self) -> Codec:
+    def load_codec(self, decoding: Decoding | None = None) -> Codec:
         def posterior_noise(shape: torch.Size) -> torch.Tensor:
             return self.noise.normal(tuple(shape), ("posterior", *shape))
 
-        return DiffusersWanCodec.from_folder(self.folder, torch.float32, self.device, noise=posterior_noise)
+        return WanCodec.from_folder(self.folder, self.device, decoding=decoding, noise=posterior_noise)
 
     def load_transformer(self) -> HeliosTransformer:
         return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device)
@@ -187,10 +189,14 @@ def generate(
     tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
+    decoding: Decoding | None = None,
+    overlap_vae: bool = False,
 ) -> ChunkDone:
     """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`.
 
-    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`).
+    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`). `decoding` is
+    how the VAE decodes. With `overlap_vae` a chunk is decoded while the next one is sampled, on the same GPU (see
+    `overlap`); on a CPU that changes nothing.
     """
     job.check(settings)
     directions = job.directions()
@@ -198,7 +204,8 @@ def generate(
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
     rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
     script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures)
-    codec = source.load_codec()
+    decoding = decoding or Decoding()
+    codec = source.load_codec(decoding)
     encode = encoder(job, codec)
     anchors = {chunk: encode(picture[None]) for chunk, picture in script.anchors_in(job.chunks).items()}
 
@@ -217,6 +224,7 @@ def generate(
         plan=plan,
         noise=noise,
         model=ModelIdentity(source.name, source.fingerprint),
+        codec=decoding.name,
         negative=rows[job.negative_prompt] if script.most_guided(job.chunks, settings).guided else None,
         anti_drift=job.anti_drift,
         encoding=job.encoding,
@@ -235,13 +243,19 @@ def generate(
         lead_in = write_lead_in(
             job.lead_in, folder, width=job.width, height=job.height, resize=job.resize, encoding=job.encoding
         )
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return from_pixels(codec.decode(latents))
+
+    overlapped = overlap_vae and codec.device.type == "cuda"
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
     return make_video(
         video,
         folder,
         path,
         load_model=load_model,
-        decode=lambda latents: from_pixels(codec.decode(latents)),
+        decode=SideStream(codec.device).around(decode) if overlapped else decode,
+        decode_in_background=overlapped,
         tell=tell,
         hooks=hooks,
         metadata={"helios": json.dumps(about, sort_keys=True)},

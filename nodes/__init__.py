@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .combine import HeliosVideoCombine
 from .context import HeliosContext
 from .demo import HeliosDemoModels
+from .fast_vae import HeliosFastVAE
 from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
@@ -31,6 +32,7 @@ class HeliosExtension(ComfyExtension):
             HeliosDriftReport,
             HeliosDemoModels,
             HeliosSpeed,
+            HeliosFastVAE,
         ]
 
 

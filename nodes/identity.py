@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_patcher
+import comfy.sd
 import torch
 
-from ..helios_core.fingerprint import fingerprint, tensor_samples
+from ..helios_core.fingerprint import fingerprint, model_fingerprint, tensor_samples
 from ..helios_core.storage import ModelIdentity
 from .model import helios_model
 
@@ -16,6 +17,13 @@ def model_identity(patcher: comfy.model_patcher.ModelPatcher) -> ModelIdentity:
     model = helios_model(patcher)
     patches = {key: [list(_describe(patch)) for patch in patcher.patches[key]] for key in patcher.patches}
     return ModelIdentity(model.name, fingerprint(model.fingerprint, patches) if patches else model.fingerprint)
+
+
+def vae_identity(vae: comfy.sd.VAE) -> str:
+    """The weights of a VAE and, from a Helios Fast VAE, how it decodes."""
+    identity = model_fingerprint(vae.first_stage_model)
+    decoding = getattr(vae.first_stage_model, "decoding", None)
+    return identity if decoding is None else fingerprint(identity, decoding)
 
 
 def _describe(patch: Any) -> Iterator[Any]:

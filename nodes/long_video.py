@@ -9,7 +9,6 @@ from comfy_api.latest import InputImpl, io, ui
 from ..helios_core.blending import EncodedSchedule
 from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK, SamplingSettings
 from ..helios_core.drift import AntiDrift
-from ..helios_core.fingerprint import model_fingerprint
 from ..helios_core.long_video import ChunkPlan, LongVideo, make_video
 from ..helios_core.noise import SeededNoise
 from ..helios_core.run_folder import RunFolder
@@ -18,8 +17,9 @@ from .chunk_strip import ChunkStrip
 from .context import check_vae, encode_anchors
 from .folders import next_path, run_path
 from .graph_metadata import graph_metadata
-from .identity import model_identity
+from .identity import model_identity, vae_identity
 from .model import helios_model, model_settings
+from .overlap import overlapped_decode
 from .run import sampling_run
 from .sampler import choose_settings
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
@@ -129,6 +129,13 @@ class HeliosLongVideo(io.ComfyNode):
                     optional=True,
                     tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
                 ),
+                io.Boolean.Input(
+                    "overlap_vae",
+                    optional=True,
+                    default=False,
+                    tooltip="Decode a chunk while the next one is sampled, on the same GPU. The video is the same. "
+                    "Takes the memory of both at once, and acts only where model and VAE fit on the GPU together.",
+                ),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="The finished file, read when needed."),
@@ -170,6 +177,7 @@ class HeliosLongVideo(io.ComfyNode):
         crf,
         filename_prefix,
         negative=None,
+        overlap_vae=False,
     ) -> io.NodeOutput:
         helios = helios_model(model)
         check_vae(vae)
@@ -189,7 +197,7 @@ class HeliosLongVideo(io.ComfyNode):
             ),
             noise=SeededNoise(seed),
             model=model_identity(model),
-            codec=model_fingerprint(vae.first_stage_model),
+            codec=vae_identity(vae),
             negative=prompt_embeds(negative, "negative").to(device) if guided and negative is not None else None,
             anti_drift=AntiDrift() if anti_drift else None,
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
@@ -202,14 +210,18 @@ class HeliosLongVideo(io.ComfyNode):
             sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
+            overlapped = None
+            if overlap_vae and not elsewhere:
+                overlapped = overlapped_decode(model, vae, memory, sampling.activations)
+            beside = elsewhere or overlapped is not None
             last = make_video(
                 video,
                 folder,
                 path,
-                # With a VAE elsewhere the weights stay where they are; and ComfyUI loads models in one thread only.
-                load_model=(lambda: helios.diffusion_model) if elsewhere else sampling.load,
-                decode=partial(decode, helios, vae),
-                decode_in_background=elsewhere,
+                # With the VAE beside it the weights stay where they are; and ComfyUI loads models in one thread only.
+                load_model=(lambda: helios.diffusion_model) if beside else sampling.load,
+                decode=overlapped or partial(decode, helios, vae),
+                decode_in_background=beside,
                 tell=strip.done,
                 hooks=strip.watch(sampling.hooks),
                 metadata=graph_metadata(cls.hidden),
@@ -245,8 +257,8 @@ class Plan:
 def decodes_elsewhere(vae, model) -> bool:
     """Whether the VAE has a device of its own (--cpu-vae, a second GPU), and so can decode beside the sampling.
 
-    On one device neither would be done sooner, and ComfyUI may move the model's weights away to make room for the VAE,
-    which it must not in the midst of a forward.
+    On one device ComfyUI may move the model's weights away to make room for the VAE, which it must not in the midst of
+    a forward: see `overlap`.
     """
     return vae.device != model.load_device
 

@@ -47,10 +47,11 @@ UNUSED_TRANSFORMER_OPTIONS = ("patches", "patches_replace")
 @dataclass(frozen=True)
 class SamplingRun:
     """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
-    run there since (a VAE), and gives the transformer."""
+    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them."""
 
     hooks: Hooks
     load: Callable[[], HeliosTransformer]
+    activations: int
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def sampling_run(
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )
-        yield SamplingRun(hooks, load)
+        yield SamplingRun(hooks, load, estimate.activations)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "

@@ -12,6 +12,7 @@ from ..config import SamplingSettings, ScheduleConfig, TransformerConfig
 from ..fingerprint import file_fingerprint
 from ..text import hashed_words
 from ..transformer import HeliosTransformer
+from ..wan_vae import Decoding
 from .world import SIZE
 
 TRANSFORMER_FILE = Path(__file__).with_name("transformer.safetensors")
@@ -51,8 +52,10 @@ class DemoModel:
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [encode_prompt(prompt) for prompt in prompts]
 
-    def load_codec(self) -> Codec:
-        return WanCodec.from_file(VAE_FILE)
+    def load_codec(self, decoding: Decoding | None = None) -> Codec:
+        codec = WanCodec.from_file(VAE_FILE)
+        codec.vae.set_decoding(decoding or Decoding())
+        return codec
 
     def load_transformer(self) -> HeliosTransformer:
         return load_transformer(open_checkpoint(TRANSFORMER_FILE), dtype=torch.float32)
