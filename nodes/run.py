@@ -4,7 +4,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ UNUSED_OPTIONS = (
     "sampler_calc_cond_batch_function",
 )
 UNUSED_TRANSFORMER_OPTIONS = ("patches", "patches_replace")
+COMFYUI_VAE = 1.22  # what ComfyUI's Wan VAE takes to decode, against our own that the estimate is of
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def sampling_run(
         weight_bytes=patcher.model_size(),
         vae_dtype=comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32]),
     )
+    estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae))
     logger.info(
         "Helios %s at %dx%d, %d chunks: %s",
         variant_of(dearest), memory.width, memory.height, len(settings), estimate,

@@ -49,11 +49,16 @@ BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheap
 LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
 WARM_UP, DECAY = 200, 0.35  # steps, and the last part of all steps in which the learning rate falls to zero
 EMA = 0.9985
-# What comes before a chunk, how often, and how often its prompt is left out then. A picture needs that most: without a
-# prompt there is nothing else to tell what it shows.
-PASTS = {"nothing": 0.35, "picture": 0.35, "chunks": 0.3}
+# What comes before a chunk and how often, in each stage: the first decides what is seen and where it goes, which is
+# hardest with nothing before; the last draws the details, which a picture tells.
+PASTS = (
+    {"nothing": 0.4, "picture": 0.35, "chunks": 0.25},
+    {"nothing": 0.2, "picture": 0.5, "chunks": 0.3},
+)
+# How often the prompt is left out. With a picture there is nothing else that could tell what to go on with.
 PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.4, "chunks": 0.15}
-PICTURE_WEIGHT = 4.0  # in the loss, of the frame that must equal the picture: one of nine, and the one seen most
+PICTURE_WEIGHT = 16.0  # in the loss, of the frame that must equal the picture: one of nine
+START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
 
 
 # The data ------------------------------------------------------------------------------------------------------------
@@ -73,17 +78,20 @@ class Videos:
 
 
 def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
-    """Draw and encode `count` videos; in a third of them the scene changes at a chunk's begin, the place does not."""
+    """Draw and encode `count` videos; in a third of them the scene changes at a chunk's begin, the place does not.
+
+    The first half begin with an opening.
+    """
     generator = torch.Generator().manual_seed(seed)
     draw = random.Random(seed)
     scenes = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
     index = {scene: number for number, scene in enumerate(scenes)}
     rows = [*(encode_prompt(scene.prompt) for scene in scenes), encode_prompt("")]
     chunks, stills, earlier, told = [], [], [], []
-    for _ in tqdm(range(count), desc="videos"):
+    for number in tqdm(range(count), desc="videos"):
         scene = draw.choice(scenes)
         changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
-        start = world.random_start(scene, generator)
+        start = world.random_start(scene, generator, opening=number < count // 2)
         before = draw.randrange(-1000, 0)
         earlier.append(_encode(codec, world.render(scene, start, range(before, before + 1))))
         for chunk in range(CHUNKS):
@@ -118,16 +126,19 @@ class Batch:
     prompts: torch.Tensor
 
 
-def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
+def sample_batch(videos: Videos, stage: int, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
     """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
     draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     targets, pasts, anchors, prompts = [], [], [], []
     weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
     for sample in range(size):
         video = draw.randrange(len(videos.chunks))
-        (kind,) = draw.choices(list(PASTS), PASTS.values())
-        # A long video has three chunks of past nearly always.
-        target = draw.choice((1, 2, 3, 3)) if kind == "chunks" else draw.randrange(CHUNKS)
+        (kind,) = draw.choices(list(PASTS[stage]), PASTS[stage].values())
+        target = draw.randrange(CHUNKS)
+        if kind == "nothing":
+            video, target = video // 2, 0
+        elif kind == "chunks":
+            target = draw.choice((1, 2, 3, 3))  # a long video has three chunks of past nearly always
         chunks, scenes = videos.chunks[video], videos.scenes[video]
         frames = torch.zeros(16, 19, 8, 8)
         anchor = torch.zeros(16, 1, 8, 8)
@@ -179,9 +190,12 @@ def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generato
 # The loss ------------------------------------------------------------------------------------------------------------
 
 
-def stage_flow(data: torch.Tensor, stage: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def stage_flow(
+    data: torch.Tensor, stage: int, noise: torch.Tensor, error: torch.Tensor | float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both ends of a stage's flow for chunks `data` (B, C, T, h, w): what `renoise` enters it with, and what it must
-    end with; the noise is the same at both, so that the path between them is straight."""
+    end with; the noise is the same at both, so that the path between them is straight. `error` is of the stage before,
+    at the size of that."""
     schedule = DEMO_SETTINGS.schedule
     ranges = stage_ranges(schedule)
     last = schedule.num_stages - 1
@@ -190,7 +204,7 @@ def stage_flow(data: torch.Tensor, stage: int, noise: torch.Tensor) -> tuple[tor
     end = (1 - end_sigma) * clean + end_sigma * noise
     if stage == 0:
         return noise, end
-    upsampled = F.interpolate(shrink(clean, 1), scale_factor=(1, 2, 2), mode="nearest")
+    upsampled = F.interpolate(shrink(clean, 1) + error, scale_factor=(1, 2, 2), mode="nearest")
     signal = renoise_scales(schedule, ranges[stage].start_sigma)[0] * (1 - ranges[stage].start_sigma)
     return signal * upsampled + (1 - signal) * noise, end
 
@@ -205,7 +219,11 @@ def shrink(x: torch.Tensor, times: int) -> torch.Tensor:
 def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the velocity at a random point of the stage's flow (flow matching)."""
     small = shrink(batch.target, DEMO_SETTINGS.schedule.num_stages - 1 - stage)
-    start, end = stage_flow(batch.target, stage, torch.randn(small.shape, generator=generator))
+    error = 0.0
+    if stage > 0:
+        spread = START_ERROR * torch.rand(len(small), 1, 1, 1, 1, generator=generator)
+        error = spread * torch.randn(shrink(small, 1).shape, generator=generator)
+    start, end = stage_flow(batch.target, stage, torch.randn(small.shape, generator=generator), error)
     sigma = torch.rand(len(small), generator=generator).view(-1, 1, 1, 1, 1)
     span = stage_ranges(DEMO_SETTINGS.schedule)[stage]
     timestep = span.min_timestep + sigma.flatten() * (span.max_timestep - span.min_timestep)
@@ -214,8 +232,8 @@ def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> t
     prompt = model.encode_prompt(batch.prompts.to(device))
     memory = model.encode_memory(batch.past.window(device))
     velocity = model(sample, timestep.to(device), prompt, memory, attention=attention)
-    error = (velocity.float() - (start - end).to(device)).square()
-    return (batch.weights.to(device) * error).mean()
+    wrong = (velocity.float() - (start - end).to(device)).square()
+    return (batch.weights.to(device) * wrong).mean()
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -263,7 +281,7 @@ class Trainer:
         for stage in range(dist.get_rank(), len(BATCH), dist.get_world_size()):
             # Drawn from step and stage alone, whoever draws it and however often the run was broken off.
             generator = torch.Generator().manual_seed((self.seed * 10**8 + self.step) * len(BATCH) + stage)
-            batch = sample_batch(videos, BATCH[stage], light, generator)
+            batch = sample_batch(videos, stage, BATCH[stage], light, generator)
             loss = stage_loss(self.model, batch, stage, generator)
             loss.backward()
             losses[stage] = loss.item()

@@ -15,6 +15,7 @@ import torch
 SIZE = 64  # width and height in pixels
 SPEED = 1.0  # pixels a frame
 MARGIN = 20.0  # a shape's path keeps this far from the sides along which it moves
+OPENING = 8.0  # where nothing came before, a shape begins no farther than this from the middle of its path
 EDGE = 2.0  # pixels over which a shape fades into the background
 
 COLOURS = {
@@ -56,10 +57,16 @@ def is_held_out(scene: Scene) -> bool:
     return sum(list(table).index(word) for table, word in zip(tables, words, strict=True)) % len(COLOURS) == 0
 
 
-def random_start(scene: Scene, generator: torch.Generator) -> tuple[float, float]:
-    """A place (x, y) in pixels where a video of the scene may begin: anywhere along its path, away from the sides."""
+def random_start(scene: Scene, generator: torch.Generator, *, opening: bool = False) -> tuple[float, float]:
+    """A place (x, y) in pixels where a video of the scene may begin: anywhere along its path, away from the sides.
+
+    An `opening`, which is what text-to-video makes, begins about the middle of the path. Were it anywhere, so small a
+    model would have to think of a place and of a movement at the same time, and often takes the wrong one of two
+    opposite directions.
+    """
     along, across = torch.rand(2, generator=generator).tolist()
-    along, across = along * SIZE, MARGIN + across * (SIZE - 2 * MARGIN)
+    along = SIZE / 2 + (2 * along - 1) * OPENING if opening else along * SIZE
+    across = MARGIN + across * (SIZE - 2 * MARGIN)
     return (along, across) if DIRECTIONS[scene.direction][0] else (across, along)
 
 
