@@ -72,14 +72,14 @@ def test_what_is_empty_in_the_past_stays_empty_and_the_rest_is_changed_in_part(c
 
 
 def test_batches_hold_every_amount_of_past(videos, codec):
-    batch = training.sample_batch(videos, 1, 96, codec.light, torch.Generator().manual_seed(0))
+    batch = training.sample_batch(videos, 96, codec.light, torch.Generator().manual_seed(0))
     amounts = (batch.past.frames.abs().amax((1, 3, 4)) > 0).sum(1)
     assert set(amounts.tolist()) == {0, 1, 9, 18, 19}
     assert (batch.past.anchor.abs().amax((1, 2, 3, 4)) > 0).equal(amounts > 0)
 
 
 def test_a_picture_is_the_first_frame_to_make_which_weighs_more_and_often_has_no_prompt(videos, codec):
-    batch = training.sample_batch(videos, 1, 200, codec.light, torch.Generator().manual_seed(0))
+    batch = training.sample_batch(videos, 200, codec.light, torch.Generator().manual_seed(0))
     is_picture = (batch.past.frames.abs().amax((1, 3, 4)) > 0).sum(1) == 1
     heavy = batch.weights[:, 0, :, 0, 0] == training.PICTURE_WEIGHT
     assert heavy[:, 0].equal(is_picture)
@@ -116,7 +116,7 @@ def test_training_learns_and_a_broken_run_goes_on_as_if_it_were_not_broken(video
     dist.init_process_group("gloo")
     try:
         whole = training.Trainer("cpu", seed=1)
-        batch = training.sample_batch(videos, 1, 8, codec.light, torch.Generator().manual_seed(1))
+        batch = training.sample_batch(videos, 8, codec.light, torch.Generator().manual_seed(1))
 
         def loss() -> torch.Tensor:
             return training.stage_loss(whole.model, batch, 0, torch.Generator().manual_seed(2)).detach()

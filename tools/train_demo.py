@@ -49,14 +49,10 @@ BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheap
 LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
 WARM_UP, DECAY = 200, 0.35  # steps, and the last part of all steps in which the learning rate falls to zero
 EMA = 0.9985
-# What comes before a chunk and how often, in each stage: the first decides what is seen and where it goes, which is
-# hardest with nothing before; the last draws the details, which a picture tells.
-PASTS = (
-    {"nothing": 0.4, "picture": 0.35, "chunks": 0.25},
-    {"nothing": 0.2, "picture": 0.5, "chunks": 0.3},
-)
-# How often the prompt is left out. With a picture there is nothing else that could tell what to go on with.
-PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.4, "chunks": 0.15}
+# What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.
+PASTS = {"nothing": 0.2, "picture": 0.5, "chunks": 0.3}
+# How often the prompt is left out. With it there is no need to look at the picture, so that must be learned without.
+PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.65, "chunks": 0.15}
 PICTURE_WEIGHT = 16.0  # in the loss, of the frame that must equal the picture: one of nine
 START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
 
@@ -126,14 +122,14 @@ class Batch:
     prompts: torch.Tensor
 
 
-def sample_batch(videos: Videos, stage: int, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
+def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
     """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
     draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     targets, pasts, anchors, prompts = [], [], [], []
     weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
     for sample in range(size):
         video = draw.randrange(len(videos.chunks))
-        (kind,) = draw.choices(list(PASTS[stage]), PASTS[stage].values())
+        (kind,) = draw.choices(list(PASTS), PASTS.values())
         target = draw.randrange(CHUNKS)
         if kind == "nothing":
             video, target = video // 2, 0
@@ -281,7 +277,7 @@ class Trainer:
         for stage in range(dist.get_rank(), len(BATCH), dist.get_world_size()):
             # Drawn from step and stage alone, whoever draws it and however often the run was broken off.
             generator = torch.Generator().manual_seed((self.seed * 10**8 + self.step) * len(BATCH) + stage)
-            batch = sample_batch(videos, stage, BATCH[stage], light, generator)
+            batch = sample_batch(videos, BATCH[stage], light, generator)
             loss = stage_loss(self.model, batch, stage, generator)
             loss.backward()
             losses[stage] = loss.item()
