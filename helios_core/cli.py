@@ -205,6 +205,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="faster, not exact: compute the history's tokens once in each stage, or in each chunk (default: off)",
     )
+    parser.add_argument(
+        "--step-cache",
+        type=float,
+        default=0.0,
+        metavar="THRESHOLD",
+        help="faster, not exact: leave out forwards that would change the model's output by less than this part of it, "
+        "as EasyCache does; try 0.02 to 0.1. The first two steps and the last of a stage are always made (default: 0, "
+        "off)",
+    )
 
 
 def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespace) -> SamplingSettings:
@@ -214,7 +223,7 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
         settings = replace(settings, steps=parse_steps(options.steps))
     if options.guidance_scale is not None:
         settings = replace(settings, guidance_scale=options.guidance_scale)
-    settings = replace(settings, history_reuse=options.history_reuse)
+    settings = replace(settings, history_reuse=options.history_reuse, step_cache=options.step_cache)
     for sentence in sampling_advice(trained, settings):
         logger.warning(sentence)
     return settings
