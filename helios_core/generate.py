@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from .checkpoint import load_transformer, open_checkpoint
 from .codec import Codec, DiffusersWanCodec
 from .conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
+from .cuda_graphs import check_cuda_graphs, graphed
 from .drift import AntiDrift
 from .fingerprint import file_fingerprint, fingerprint
 from .lead_in import write_lead_in
@@ -39,6 +41,7 @@ class ModelSource(Protocol):
     """The parts of a Helios, each loaded when it is needed: together they are larger than most cards."""
 
     name: str
+    device: str  # to compute on
     width: int  # default size of the video in pixels
     height: int
     settings: SamplingSettings
@@ -187,12 +190,16 @@ def generate(
     tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
+    cuda_graphs: bool = False,
 ) -> ChunkDone:
     """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`.
 
-    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`).
+    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`), with
+    `cuda_graphs` its forwards recorded and replayed (see `cuda_graphs`).
     """
     job.check(settings)
+    if cuda_graphs:
+        check_cuda_graphs(source.device, settings)
     directions = job.directions()
     prompts = [segment.prompt for segment in directions.segments]
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
@@ -236,14 +243,16 @@ def generate(
             job.lead_in, folder, width=job.width, height=job.height, resize=job.resize, encoding=job.encoding
         )
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    return make_video(
-        video,
-        folder,
-        path,
-        load_model=load_model,
-        decode=lambda latents: from_pixels(codec.decode(latents)),
-        tell=tell,
-        hooks=hooks,
-        metadata={"helios": json.dumps(about, sort_keys=True)},
-        lead_in=lead_in,
-    )
+    hooks = hooks or Hooks()
+    with graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
+        return make_video(
+            video,
+            folder,
+            path,
+            load_model=load_model,
+            decode=lambda latents: from_pixels(codec.decode(latents)),
+            tell=tell,
+            hooks=hooks,
+            metadata={"helios": json.dumps(about, sort_keys=True)},
+            lead_in=lead_in,
+        )

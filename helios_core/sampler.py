@@ -21,6 +21,7 @@ from .noise import NoiseSource
 from .pyramid import StageSchedule, renoise, renoise_shape, stage_schedule, start_noise
 from .solvers import SOLVERS, SolverState
 from .step_cache import StepCache
+from .transfer import to_device
 from .transformer import HeliosTransformer, MemoryTokens, PromptContext
 
 # forward(latents, timestep, prompt, memory) -> velocity: what `HeliosTransformer.forward` does.
@@ -143,7 +144,7 @@ def sample_chunk(
     batch_size, channels, _, height, width = memory.frames.shape
     shape = (batch_size, channels, LATENT_FRAMES_PER_CHUNK, height, width)
     prompts = [prompt, negative] if settings.guided else [prompt]
-    x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
+    x = start_noise(to_device(noise.normal(shape, ("chunk", index)), device), schedule.num_stages)
 
     for stage, num_steps in enumerate(settings.steps_in_chunk(index)):
         # Counted before upsampling: a stage above the lowest is shifted as for a quarter of its tokens.
@@ -151,7 +152,7 @@ def sample_chunk(
         steps = stage_schedule(schedule, stage, num_steps, _num_noisy_tokens(x, model))
         if stage > 0:
             independent = noise.normal(renoise_shape(x), ("renoise", index, stage))
-            x = renoise(x, independent.to(device), stage, schedule, model.dtype)
+            x = renoise(x, to_device(independent, device), stage, schedule, model.dtype)
         if settings.history_reuse == "stage":
             memory_tokens.history.clear()
         cache = StepCache(settings.step_cache, num_steps) if settings.step_cache else None

@@ -41,6 +41,7 @@ class DemoModel:
     """A `ModelSource` that needs no download. Prompts outside of its toy world give nothing sensible."""
 
     name = "demo"
+    device = "cpu"
     width = height = SIZE
     settings = DEMO_SETTINGS
 
