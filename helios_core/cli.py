@@ -162,6 +162,12 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
         help="compile the transformer's blocks with torch.compile: a slow start, then faster steps on a GPU",
     )
     make.add_argument(
+        "--fp8-matmul",
+        action="store_true",
+        help="faster, not exact: keep the blocks' weights in fp8 and multiply in fp8, with a scale for each row and "
+        "token; needs a GPU of compute capability 8.9 or more (RTX 40 series, H100), and half the memory",
+    )
+    make.add_argument(
         "--cuda-graphs",
         action="store_true",
         help="record the model's forwards as CUDA graphs in the first chunk and replay them: less work for the host, "
@@ -374,9 +380,14 @@ def log_step(step: StepDone) -> None:
 
 def open_source(options: argparse.Namespace, noise: NoiseSource) -> ModelSource:
     if options.model is None:
-        return DemoModel()
+        return DemoModel(fp8_matmul=options.fp8_matmul)
     return PublishedModel(
-        options.model, variant=options.variant, dtype=DTYPES[options.dtype], device=options.device, noise=noise
+        options.model,
+        variant=options.variant,
+        dtype=DTYPES[options.dtype],
+        device=options.device,
+        noise=noise,
+        fp8_matmul=options.fp8_matmul,
     )
 
 

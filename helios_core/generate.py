@@ -20,6 +20,7 @@ from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
 from .cuda_graphs import check_cuda_graphs, graphed
 from .drift import AntiDrift
 from .fingerprint import file_fingerprint, fingerprint
+from .fp8 import check_fp8_products, fp8_linear
 from .lead_in import write_lead_in
 from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
@@ -63,17 +64,27 @@ class ModelSource(Protocol):
 class PublishedModel:
     """A published Helios folder (`transformer`, `scheduler`, `vae`, `text_encoder`, `tokenizer`) as a `ModelSource`.
 
-    Raises CheckpointError when the transformer is incomplete.
+    With `fp8_matmul` the blocks' linear layers multiply in fp8 (see `fp8`). Raises CheckpointError when the transformer
+    is incomplete, and ValueError when its variant is not known or the device cannot multiply in fp8.
     """
 
     width, height = 640, 384
 
     def __init__(
-        self, folder: Path, *, variant: str | None, dtype: torch.dtype, device: str, noise: NoiseSource
+        self,
+        folder: Path,
+        *,
+        variant: str | None,
+        dtype: torch.dtype,
+        device: str,
+        noise: NoiseSource,
+        fp8_matmul: bool = False,
     ) -> None:
-        self.folder, self.dtype, self.device, self.noise = folder, dtype, device, noise
+        self.folder, self.dtype, self.device, self.noise, self.fp8_matmul = folder, dtype, device, noise, fp8_matmul
         self.name = folder.name
         self.checkpoint = open_checkpoint(folder)
+        if fp8_matmul:
+            check_fp8_products(device, self.checkpoint.config)
         settings = VARIANTS[variant] if variant else self.checkpoint.settings
         if settings is None:
             raise ValueError(
@@ -85,7 +96,8 @@ class PublishedModel:
     @property
     def fingerprint(self) -> str:
         files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
-        return fingerprint([file_fingerprint(file) for file in files], str(self.dtype))
+        numbers = [str(self.dtype), "fp8 products"] if self.fp8_matmul else [str(self.dtype)]
+        return fingerprint([file_fingerprint(file) for file in files], *numbers)
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
@@ -97,7 +109,8 @@ class PublishedModel:
         return DiffusersWanCodec.from_folder(self.folder, torch.float32, self.device, noise=posterior_noise)
 
     def load_transformer(self) -> HeliosTransformer:
-        return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device)
+        make_linear = fp8_linear if self.fp8_matmul else None
+        return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device, make_linear=make_linear)
 
 
 @dataclass(frozen=True)
