@@ -2,12 +2,12 @@
 
     python -m benchmarks.options                       the demo's model, then a small one with random weights
     python -m benchmarks.options --model FOLDER        a published Helios folder
-    python -m benchmarks.options --only demo --seed 1
+    python -m benchmarks.options --only demo --videos 8
 
-Each option makes the same video as the exact run, from the same noise. Printed is a table in Markdown: the relative
+Each option makes the same videos as the exact run, from the same noise. Printed is a table in Markdown: the relative
 error of the latents (RMS of the difference over RMS of the exact ones), the PSNR of the decoded frames, how many
-forwards were made, and seconds per chunk without decoding: on a CPU of processor time, which other work on the machine
-disturbs less. The error of the first chunk is given apart: later chunks go on from the error of those before.
+forwards a chunk took, and seconds per chunk without decoding: on a CPU of processor time, which other work on the
+machine disturbs less. The error of the first chunk is given apart: later chunks go on from the error of those before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import date
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from helios_core.cli import DTYPES
@@ -40,7 +41,7 @@ from helios_core.transformer import HeliosTransformer
 from tests import reference
 
 # The published model's heads and proportions, at a size that a CPU can sample.
-SMALL = TransformerConfig(num_attention_heads=4, ffn_dim=1408, num_layers=6, text_dim=256)
+SMALL = TransformerConfig(num_attention_heads=2, ffn_dim=704, num_layers=4, text_dim=256)
 
 
 class ScaleOneLinear(Fp8Linear):
@@ -55,6 +56,22 @@ class ScaleOneLinear(Fp8Linear):
 
 def scale_one_linear(linear: nn.Linear, weight: torch.Tensor) -> ScaleOneLinear:
     return ScaleOneLinear(weight.float())
+
+
+class Bf16Linear(nn.Module):
+    """The product as the published models make it, to compare the others with."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.bfloat16(), requires_grad=False)
+        self.register_parameter("bias", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.bfloat16(), self.weight, self.bias.bfloat16()).to(x.dtype)
+
+
+def bf16_linear(linear: nn.Linear, weight: torch.Tensor) -> Bf16Linear:
+    return Bf16Linear(weight)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ OPTIONS = (
     Option("`step_cache` 0.02", {"step_cache": 0.02}),
     Option("`step_cache` 0.05", {"step_cache": 0.05}),
     Option("`step_cache` 0.1", {"step_cache": 0.1}),
+    Option("bf16 products, to compare with", {}, bf16_linear),
     Option("fp8 products, a scale for each row and token (`--fp8-matmul`)", {}, fp8_linear),
     Option("fp8 products without scales (ComfyUI's `fp8_e4m3fn_fast`)", {}, scale_one_linear),
 )
@@ -121,73 +139,79 @@ def with_linears(model: HeliosTransformer, make_linear) -> HeliosTransformer:
 
 @dataclass(frozen=True)
 class Made:
-    """A run: latents (1, C, 9 * chunks, h, w) on the CPU, its forwards, and seconds per chunk."""
+    """Videos: latents (videos, C, 9 * num_chunks, h, w) on the CPU; forwards and seconds of a chunk."""
 
     latents: torch.Tensor
-    num_forwards: int
+    num_forwards: float
     seconds: float
 
 
-def make(subject: Subject, model: HeliosTransformer, settings: SamplingSettings, num_chunks: int, seed: int) -> Made:
-    forwards = []
+@dataclass(frozen=True)
+class Job:
+    """Which videos are made of a subject: as many as there are `seeds`, of `num_chunks` chunks."""
 
-    def forward(*arguments) -> torch.Tensor:
-        forwards.append(1)
-        return model(*arguments)
+    seeds: range
+    num_chunks: int
 
-    clock = time.process_time if subject.rows.device.type == "cpu" else time.perf_counter
-    start = clock()
-    chunks = sample_chunks(
-        model,
-        subject.rows,
-        text_memory(width=subject.width, height=subject.height),
-        num_chunks,
-        SeededNoise(seed),
-        settings,
-        negative_prompt_embeds=subject.negative if settings.guided else None,
-        hooks=Hooks(forward=forward),
-    )
-    latents = torch.cat([chunk.cpu() for chunk, _ in chunks], dim=2)
-    return Made(latents, len(forwards), (clock() - start) / num_chunks)
+    def make(self, subject: Subject, model: HeliosTransformer, settings: SamplingSettings) -> Made:
+        forwards = []
+
+        def forward(*arguments) -> torch.Tensor:
+            forwards.append(1)
+            return model(*arguments)
+
+        clock = time.process_time if subject.rows.device.type == "cpu" else time.perf_counter
+        start = clock()
+        videos = []
+        for seed in self.seeds:
+            chunks = sample_chunks(
+                model,
+                subject.rows,
+                text_memory(width=subject.width, height=subject.height),
+                self.num_chunks,
+                SeededNoise(seed),
+                settings,
+                negative_prompt_embeds=subject.negative if settings.guided else None,
+                hooks=Hooks(forward=forward),
+            )
+            videos.append(torch.cat([chunk.cpu() for chunk, _ in chunks], dim=2))
+        total = len(self.seeds) * self.num_chunks
+        return Made(torch.cat(videos), len(forwards) / total, (clock() - start) / total)
 
 
-def measure(subject: Subject, num_chunks: int, seed: int) -> list[str]:
-    """The rows of the table, the exact run's first."""
-    device = subject.rows.device
+def measure(subject: Subject, job: Job) -> Iterator[str]:
+    """The rows of the table, the exact run's first, as they are made."""
     model = subject.load()
-    make(subject, model, subject.settings, 1, seed)  # what is made once (kernels, caches) is made here
+    replace(job, num_chunks=1).make(subject, model, subject.settings)  # what is made once (kernels) is made here
 
     def frames_of(made: Made) -> torch.Tensor:
-        return subject.codec.decode(made.latents.to(device)).cpu().clamp(-1, 1)
+        videos = made.latents.to(subject.rows.device).split(1)
+        return torch.cat([subject.codec.decode(video).cpu().clamp(-1, 1) for video in videos])
 
-    exact = make(subject, model, subject.settings, num_chunks, seed)
+    exact = job.make(subject, model, subject.settings)
     exact_frames = frames_of(exact)
-    rows = [row(subject.name, EXACT.name, "", "", "", exact)]
+    yield row(subject.name, EXACT.name, "", "", "", exact)
     for option in OPTIONS:
         if option.make_linear is not None:
             model = None  # let go before another one is loaded
             model = with_linears(subject.load(), option.make_linear)
-        made = make(subject, model, replace(subject.settings, **option.settings), num_chunks, seed)
+        made = job.make(subject, model, replace(subject.settings, **option.settings))
         first, whole = (
-            f"{relative_error(made.latents[:, :, :length], exact.latents[:, :, :length]):.2%}"
+            f"{relative_error(made.latents[:, :, :length], exact.latents[:, :, :length]):.1%}"
             for length in (LATENT_FRAMES_PER_CHUNK, None)
         )
-        rows.append(row("", option.name, first, whole, f"{psnr(frames_of(made), exact_frames):.1f} dB", made))
-    return rows
+        yield row("", option.name, first, whole, f"{psnr(frames_of(made), exact_frames):.1f} dB", made)
 
 
 def row(subject: str, option: str, first: str, whole: str, frames: str, made: Made) -> str:
-    return f"| {subject} | {option} | {first} | {whole} | {frames} | {made.num_forwards} | {made.seconds:.3g} |"
+    return f"| {subject} | {option} | {first} | {whole} | {frames} | {made.num_forwards:.1f} | {made.seconds:.3g} |"
 
 
-def table(subjects: list[Subject], num_chunks: int, seed: int) -> list[str]:
-    lines = [
-        f"| | option | error, chunk 1 | error, {num_chunks} chunks | frames | forwards | s per chunk |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(subjects: list[Subject], job: Job) -> Iterator[str]:
+    yield f"| | option | error, chunk 1 | error, {job.num_chunks} chunks | frames | forwards per chunk | s per chunk |"
+    yield "|---|---|---|---|---|---|---|"
     for subject in subjects:
-        lines += measure(subject, num_chunks, seed)
-    return lines
+        yield from measure(subject, job)
 
 
 def relative_error(latents: torch.Tensor, exact: torch.Tensor) -> float:
@@ -218,11 +242,11 @@ def main() -> int:
     parser.add_argument("--prompt", default="a red circle moving right on a black background")
     parser.add_argument("--steps", type=int, default=10, help="of each stage, with random weights")
     parser.add_argument("--chunks", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--videos", type=int, default=4, help="with noise of the seeds 0, 1, 2, ...")
     options = parser.parse_args()
     subjects = []
     if options.model is not None:
-        noise, dtype = SeededNoise(options.seed), DTYPES[options.dtype]
+        noise, dtype = SeededNoise(0), DTYPES[options.dtype]
         source = PublishedModel(options.model, variant=options.variant, dtype=dtype, device=options.device, noise=noise)
         subjects.append(subject_of(source.name, source, options.prompt))
     else:
@@ -233,7 +257,8 @@ def main() -> int:
     command = " ".join(["python -m benchmarks.options", *sys.argv[1:]])
     facts = f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"`{command}` – {facts}. {'; '.join(map(describe, subjects))}.", end="\n\n")
-    print("\n".join(table(subjects, options.chunks, options.seed)))
+    for line in table(subjects, Job(range(options.videos), options.chunks)):
+        print(line, flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helios_core.cli import apply_sampling_options, main, make_parser
 from helios_core.config import VARIANTS, SamplingSettings
 from helios_core.fingerprint import fingerprint
 from helios_core.memory import HeliosMemory
@@ -184,3 +185,12 @@ def test_a_run_with_the_option_is_another_run():
     keys = {fingerprint(replace(PLAIN, step_cache=threshold)) for threshold in (0.0, 0.05, 0.1)}
     assert len(keys) == 3
     assert fingerprint(replace(PLAIN, step_cache=0)) == fingerprint(PLAIN)
+
+
+def test_the_command_line_hands_the_threshold_on_and_refuses_one_that_makes_no_sense(tmp_path, caplog):
+    arguments = ["generate", "--prompt", "a red ball", "--out", str(tmp_path / "video.mp4"), "--step-cache"]
+    options = make_parser().parse_args([*arguments, "0.05"])
+    assert apply_sampling_options(PLAIN, options) == replace(PLAIN, step_cache=0.05)
+    assert main([*arguments, "2"]) == 2
+    assert "step_cache is 2; allowed: 0 (off) to 1" in caplog.text
+    assert list(tmp_path.iterdir()) == []
