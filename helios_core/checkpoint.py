@@ -41,6 +41,7 @@ _MAX_LAYERS = 1000  # a damaged file must not make us build blocks for hours
 # A host's own layer for a weight that stays quantised: (the Linear it takes the place of, weight) -> layer with that
 # weight and no bias yet, or None to have the weight's numbers read into the Linear.
 KeepQuantised = Callable[[nn.Linear, QuantisedWeight], nn.Module | None]
+MakeLinear = Callable[[nn.Linear, torch.Tensor], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def load_transformer(
     operations=nn,
     weight_dtype: torch.dtype | None = None,
     keep_quantised: KeepQuantised | None = None,
+    make_linear: MakeLinear | None = None,
 ) -> HeliosTransformer:
     """Build the transformer on `device` and read its weights, one tensor at a time.
 
@@ -146,7 +148,8 @@ def load_transformer(
     float32 whatever it is. `weight_dtype` (also float8_e4m3fn or float8_e5m2) is what the Linear weights of the blocks
     are stored in, for `operations` that cast weights when they use them (torch.nn does not). In fp8, values beyond
     the range are clamped to it. `keep_quantised` may give a layer of its own for each Linear of the blocks whose weight
-    is quantised (scaled fp8, GGUF); without, those weights are dequantised.
+    is quantised (scaled fp8, GGUF); without, those weights are dequantised. `make_linear` gives a layer of its own for
+    every other Linear of the blocks, from its numbers on `device`.
 
     Parameters need no gradient. Raises CheckpointError when a file has changed since it was opened or holds a number
     that is not finite, ValueError for other dtypes.
@@ -171,6 +174,11 @@ def load_transformer(
                     _replace_layer(model, layer_name, own_layer)
                     continue
             weight = weight.dequantised()
+        if make_linear is not None and is_block_linear(name, tuple(weight.shape)):
+            own_layer = make_linear(layer, weight.to(device))
+            own_layer.bias = layer.bias
+            _replace_layer(model, layer_name, own_layer)
+            continue
         tensor = _cast(weight, dtypes[name]).to(device)
         setattr(layer, parameter_name, nn.Parameter(tensor, requires_grad=False))
     return model.eval()

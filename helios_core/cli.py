@@ -163,6 +163,18 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
         help="compile the transformer's blocks with torch.compile: a slow start, then faster steps on a GPU",
     )
     make.add_argument(
+        "--fp8-matmul",
+        action="store_true",
+        help="faster, not exact: keep the blocks' weights in fp8 and multiply in fp8, with a scale for each row and "
+        "token; needs a GPU of compute capability 8.9 or more (RTX 40 series, H100), and half the memory",
+    )
+    make.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="record the model's forwards as CUDA graphs in the first chunk and replay them: less work for the host, "
+        "the same numbers; needs a CUDA device",
+    )
+    make.add_argument(
         "--vae-dtype", choices=DECODER_DTYPES, default="fp32", help="decode in this type (default: fp32, exact)"
     )
     make.add_argument(
@@ -218,6 +230,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="faster, not exact: compute the history's tokens once in each stage, or in each chunk (default: off)",
     )
+    parser.add_argument(
+        "--step-cache",
+        type=float,
+        default=0.0,
+        metavar="THRESHOLD",
+        help="faster, not exact: leave out forwards that would change the model's output by less than this part of it, "
+        "as EasyCache does; try 0.02 to 0.1. The first two steps and the last of a stage are always made (default: 0, "
+        "off)",
+    )
 
 
 def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespace) -> SamplingSettings:
@@ -227,7 +248,7 @@ def apply_sampling_options(settings: SamplingSettings, options: argparse.Namespa
         settings = replace(settings, steps=parse_steps(options.steps))
     if options.guidance_scale is not None:
         settings = replace(settings, guidance_scale=options.guidance_scale)
-    settings = replace(settings, history_reuse=options.history_reuse)
+    settings = replace(settings, history_reuse=options.history_reuse, step_cache=options.step_cache)
     for sentence in sampling_advice(trained, settings):
         logger.warning(sentence)
     return settings
@@ -293,6 +314,7 @@ def run_generate(options: argparse.Namespace) -> None:
         compile_blocks=options.compile,
         decoding=Decoding(options.vae_dtype, options.vae_channels_last, options.vae_compile),
         overlap_vae=options.overlap_vae,
+        cuda_graphs=options.cuda_graphs,
     )
     if options.save_memory:
         save_memory(last.memory(), options.save_memory)
@@ -373,9 +395,14 @@ def log_step(step: StepDone) -> None:
 
 def open_source(options: argparse.Namespace, noise: NoiseSource) -> ModelSource:
     if options.model is None:
-        return DemoModel()
+        return DemoModel(fp8_matmul=options.fp8_matmul)
     return PublishedModel(
-        options.model, variant=options.variant, dtype=DTYPES[options.dtype], device=options.device, noise=noise
+        options.model,
+        variant=options.variant,
+        dtype=DTYPES[options.dtype],
+        device=options.device,
+        noise=noise,
+        fp8_matmul=options.fp8_matmul,
     )
 
 

@@ -253,7 +253,9 @@ class SamplingSettings:
     is rescaled to best fit the conditional one (CFG-Zero*, arXiv 2503.18886) and, with `zero_init`, the first
     `zero_steps + 1` steps of the first stage have velocity zero. `amplify_first_chunk` doubles the steps of
     chunk 0 (DMD only). With `history_reuse` the history rows are computed in the first forward of each stage, or of
-    the chunk, and not again: faster, and no longer exact. Raises ValueError when steps and stages do not match.
+    the chunk, and not again: faster, and no longer exact. So is `step_cache`: forwards that would change the velocity
+    by less than this part of its size are left out (see `step_cache.StepCache`); 0 leaves out none. Raises ValueError
+    when steps and stages do not match, and for options that are not allowed.
     """
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -264,9 +266,16 @@ class SamplingSettings:
     zero_steps: int = 1
     amplify_first_chunk: bool = False
     history_reuse: Literal["off", "stage", "chunk"] = "off"
+    step_cache: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "step_cache", float(self.step_cache))
+        if not 0 <= self.step_cache <= 1:
+            raise ValueError(
+                f"step_cache is {self.step_cache:g}; allowed: 0 (off) to 1, the part of its size that the velocity may "
+                "change by before the model is run again; usual are 0.02 to 0.1"
+            )
         if self.history_reuse not in HISTORY_REUSE:
             raise ValueError(f"history_reuse is {self.history_reuse!r}; allowed: {', '.join(HISTORY_REUSE)}")
         if len(self.steps) != self.schedule.num_stages or min(self.steps, default=0) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,10 @@ from .checkpoint import load_transformer, open_checkpoint
 from .codec import Codec, WanCodec
 from .conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
+from .cuda_graphs import check_cuda_graphs, graphed
 from .drift import AntiDrift
 from .fingerprint import file_fingerprint, fingerprint
+from .fp8 import check_fp8_products, fp8_linear
 from .lead_in import write_lead_in
 from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
 from .memory import HeliosMemory
@@ -41,6 +44,7 @@ class ModelSource(Protocol):
     """The parts of a Helios, each loaded when it is needed: together they are larger than most cards."""
 
     name: str
+    device: str  # to compute on
     width: int  # default size of the video in pixels
     height: int
     settings: SamplingSettings
@@ -62,17 +66,27 @@ class ModelSource(Protocol):
 class PublishedModel:
     """A published Helios folder (`transformer`, `scheduler`, `vae`, `text_encoder`, `tokenizer`) as a `ModelSource`.
 
-    Raises CheckpointError when the transformer is incomplete.
+    With `fp8_matmul` the blocks' linear layers multiply in fp8 (see `fp8`). Raises CheckpointError when the transformer
+    is incomplete, and ValueError when its variant is not known or the device cannot multiply in fp8.
     """
 
     width, height = 640, 384
 
     def __init__(
-        self, folder: Path, *, variant: str | None, dtype: torch.dtype, device: str, noise: NoiseSource
+        self,
+        folder: Path,
+        *,
+        variant: str | None,
+        dtype: torch.dtype,
+        device: str,
+        noise: NoiseSource,
+        fp8_matmul: bool = False,
     ) -> None:
-        self.folder, self.dtype, self.device, self.noise = folder, dtype, device, noise
+        self.folder, self.dtype, self.device, self.noise, self.fp8_matmul = folder, dtype, device, noise, fp8_matmul
         self.name = folder.name
         self.checkpoint = open_checkpoint(folder)
+        if fp8_matmul:
+            check_fp8_products(device, self.checkpoint.config)
         settings = VARIANTS[variant] if variant else self.checkpoint.settings
         if settings is None:
             raise ValueError(
@@ -84,7 +98,8 @@ class PublishedModel:
     @property
     def fingerprint(self) -> str:
         files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
-        return fingerprint([file_fingerprint(file) for file in files], str(self.dtype))
+        numbers = [str(self.dtype), "fp8 products"] if self.fp8_matmul else [str(self.dtype)]
+        return fingerprint([file_fingerprint(file) for file in files], *numbers)
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
@@ -96,7 +111,8 @@ class PublishedModel:
         return WanCodec.from_folder(self.folder, self.device, decoding=decoding, noise=posterior_noise)
 
     def load_transformer(self) -> HeliosTransformer:
-        return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device)
+        make_linear = fp8_linear if self.fp8_matmul else None
+        return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device, make_linear=make_linear)
 
 
 @dataclass(frozen=True)
@@ -189,16 +205,20 @@ def generate(
     tell: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
+    cuda_graphs: bool = False,
     decoding: Decoding | None = None,
     overlap_vae: bool = False,
 ) -> ChunkDone:
     """Make the video at `path`, chunk by chunk, resuming what is in `folder`: see `make_video`.
 
-    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`). `decoding` is
-    how the VAE decodes. With `overlap_vae` a chunk is decoded while the next one is sampled, on the same GPU (see
-    `overlap`); on a CPU that changes nothing.
+    With `compile_blocks` the transformer's blocks are compiled (see `HeliosTransformer.compile_blocks`), with
+    `cuda_graphs` its forwards recorded and replayed (see `cuda_graphs`). `decoding` is how the VAE decodes. With
+    `overlap_vae` a chunk is decoded while the next one is sampled, on the same GPU (see `overlap`); on a CPU that
+    changes nothing.
     """
     job.check(settings)
+    if cuda_graphs:
+        check_cuda_graphs(source.device, settings)
     directions = job.directions()
     prompts = [segment.prompt for segment in directions.segments]
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
@@ -249,15 +269,17 @@ def generate(
 
     overlapped = overlap_vae and codec.device.type == "cuda"
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    return make_video(
-        video,
-        folder,
-        path,
-        load_model=load_model,
-        decode=SideStream(codec.device).around(decode) if overlapped else decode,
-        decode_in_background=overlapped,
-        tell=tell,
-        hooks=hooks,
-        metadata={"helios": json.dumps(about, sort_keys=True)},
-        lead_in=lead_in,
-    )
+    hooks = hooks or Hooks()
+    with graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
+        return make_video(
+            video,
+            folder,
+            path,
+            load_model=load_model,
+            decode=SideStream(codec.device).around(decode) if overlapped else decode,
+            decode_in_background=overlapped,
+            tell=tell,
+            hooks=hooks,
+            metadata={"helios": json.dumps(about, sort_keys=True)},
+            lead_in=lead_in,
+        )

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from .config import LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE, MemoryConfig
+from .transfer import to_device
 
 
 class FrameIndices(NamedTuple):
@@ -96,10 +97,11 @@ class HeliosMemory:
 
     def window(self, device: torch.device | str | None = None) -> MemoryWindow:
         """What the next chunk sees, on `device` (default: where the memory is)."""
-        frames = self.frames.to(device)
+        device = self.frames.device if device is None else device
+        frames = to_device(self.frames, device)
         long, mid, short = frames.split(self.config.window_sizes, dim=2)
         if self.config.keep_first_frame:
-            anchor = torch.zeros_like(frames[:, :, :1]) if self.anchor is None else self.anchor.to(device)
+            anchor = torch.zeros_like(frames[:, :, :1]) if self.anchor is None else to_device(self.anchor, device)
             short = torch.cat((anchor, short), dim=2)
         return MemoryWindow(long, mid, short, frame_indices(self.config))
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from .config import ScheduleConfig
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def renoise(
     """
     height, width = latents.shape[-2:]
     upsampled = _per_frame(latents, size=(2 * height, 2 * width), mode="nearest")
-    factor = torch.tensor(block_noise_factor(schedule.gamma), device=independent.device)
+    factor = to_device(torch.tensor(block_noise_factor(schedule.gamma)), independent.device)
     blocks = (independent @ factor.T).view(*latents.shape, 4)
     noise = rearrange(blocks, "b c t h w (ph pw) -> b c t (h ph) (w pw)", ph=2).to(latents.device, dtype)
     alpha, beta = renoise_scales(schedule, stage_ranges(schedule)[stage].start_sigma)

@@ -20,6 +20,8 @@ from .memory import HeliosMemory
 from .noise import NoiseSource
 from .pyramid import StageSchedule, renoise, renoise_shape, stage_schedule, start_noise
 from .solvers import SOLVERS, SolverState
+from .step_cache import StepCache
+from .transfer import to_device
 from .transformer import HeliosTransformer, MemoryTokens, PromptContext
 
 # forward(latents, timestep, prompt, memory) -> velocity: what `HeliosTransformer.forward` does.
@@ -141,7 +143,8 @@ def sample_chunk(
         memory_tokens = model.encode_memory(memory.window(device), reuse_history=settings.history_reuse != "off")
     batch_size, channels, _, height, width = memory.frames.shape
     shape = (batch_size, channels, LATENT_FRAMES_PER_CHUNK, height, width)
-    x = start_noise(noise.normal(shape, ("chunk", index)).to(device), schedule.num_stages)
+    prompts = [prompt, negative] if settings.guided else [prompt]
+    x = start_noise(to_device(noise.normal(shape, ("chunk", index)), device), schedule.num_stages)
 
     for stage, num_steps in enumerate(settings.steps_in_chunk(index)):
         # Counted before upsampling: a stage above the lowest is shifted as for a quarter of its tokens.
@@ -149,10 +152,11 @@ def sample_chunk(
         steps = stage_schedule(schedule, stage, num_steps, _num_noisy_tokens(x, model))
         if stage > 0:
             independent = noise.normal(renoise_shape(x), ("renoise", index, stage))
-            x = renoise(x, independent.to(device), stage, schedule, model.dtype)
+            x = renoise(x, to_device(independent, device), stage, schedule, model.dtype)
         if settings.history_reuse == "stage":
             memory_tokens.history.clear()
-        velocity = partial(_velocity, model, memory_tokens, prompt, negative, settings, hooks, stage)
+        cache = StepCache(settings.step_cache, num_steps) if settings.step_cache else None
+        velocity = partial(_velocity, model, memory_tokens, prompts, settings, hooks, cache, stage)
         report = partial(_report, hooks, index, stage, schedule.num_stages)
         place = f"chunk {index + 1}, stage {stage + 1} of {schedule.num_stages}"
         with _out_of_memory_at(place, memory):
@@ -208,11 +212,12 @@ def _out_of_memory_at(place: str, memory: HeliosMemory) -> Iterator[None]:
         ) from fault
 
 
-def _velocity(model, memory_tokens, prompt, negative, settings, hooks, stage, step, x, timestep) -> torch.Tensor:
+def _velocity(model, memory_tokens, prompts, settings, hooks, cache, stage, step, x, timestep) -> torch.Tensor:
     """The velocity that the solver follows: the model's, guided."""
     if is_zero_step(settings, stage, step):
         return torch.zeros_like(x, dtype=model.dtype)
-    timesteps = torch.full((x.shape[0],), timestep, dtype=torch.float64).to(x.device, torch.float32)
+    # Filled in on the device: a copy from the host would make it wait for all that the device has yet to do.
+    timesteps = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
     forward = hooks.forward or partial(model, attention=hooks.attention)
 
     def predict(context: PromptContext) -> torch.Tensor:
@@ -220,9 +225,12 @@ def _velocity(model, memory_tokens, prompt, negative, settings, hooks, stage, st
             hooks.check_cancelled()
         return forward(x, timesteps, context, memory_tokens)
 
-    conditional = predict(prompt)
-    # Two forwards of one sample each, not one of two: the same numbers, and half the memory.
-    return guide(conditional, predict(negative), settings) if settings.guided else conditional
+    def predict_all() -> list[torch.Tensor]:
+        # Two forwards of one sample each, not one of two: the same numbers, and half the memory.
+        return [predict(context) for context in prompts]
+
+    velocities = predict_all() if cache is None else cache.velocities(step, x, predict_all)
+    return guide(*velocities, settings) if settings.guided else velocities[0]
 
 
 def _report(hooks, chunk_index, stage, num_stages, step, num_steps, x, velocity, sigma) -> None:

@@ -21,6 +21,7 @@ from .memory import MemoryWindow
 from .modulation import ConditionEmbedder, add_gated, add_to_noisy, may_overwrite, modulated_norm, norm_with_rows
 from .patchify import pad_to_multiple, to_tokens, unpatchify
 from .rope import Rotary, join, rotary_table, rows_of
+from .transfer import to_device
 
 # Key and value, each (B, N, heads, head_dim).
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -38,6 +39,7 @@ class PromptContext:
 class MemoryTokens:
     """A chunk's memory as the blocks use it: tokens (B, N, D), their rotary table, and the noisy frames' indices.
 
+    `layout` is all that these tables depend on, as plain numbers: memories of one layout differ in their tokens alone.
     `rotary_tables` keeps, for each token grid met (one for a pyramid stage), the table of memory and noisy tokens.
     `history`, unless None, keeps for each prompt (by its id) and block key and value of the history rows as the first
     forward made them; later forwards take them from there and compute the noisy rows alone. That is an approximation:
@@ -47,6 +49,7 @@ class MemoryTokens:
     tokens: torch.Tensor
     rotary: Rotary
     noisy_frame_indices: torch.Tensor
+    layout: tuple
     rotary_tables: dict[tuple[int, int], Rotary] = field(default_factory=dict)
     history: dict[int, list[list[KeyValue]]] | None = None
 
@@ -210,10 +213,12 @@ class HeliosTransformer(nn.Module):
             kernel = tuple(pool * size for size in self.config.patch_size)
             padded = pad_to_multiple(latents.to(self.dtype), kernel) if pool > 1 else latents.to(self.dtype)
             tokens.append(to_tokens(embed(padded)))
-            tables.append(self._rotary(frame_indices.to(latents.device), height, width, pool))
+            tables.append(self._rotary(to_device(frame_indices, latents.device), height, width, pool))
         rotary = join(join(tables[0], tables[1]), tables[2])
+        layout = (height, width, *(tuple(frames.tolist()) for frames in indices))
         history = {} if reuse_history else None
-        return MemoryTokens(torch.cat(tokens, dim=1), rotary, indices.noisy.to(window.short.device), history=history)
+        noisy = to_device(indices.noisy, latents.device)
+        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout, history=history)
 
     def forward(
         self,

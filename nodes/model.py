@@ -24,8 +24,9 @@ from ..helios_core.transformer import HeliosTransformer, MemoryTokens, PromptCon
 
 logger = logging.getLogger(__name__)
 
-# Among a model's transformer_options: `SamplingSettings.history_reuse`.
+# Among a model's transformer_options: `SamplingSettings.history_reuse` and `.step_cache`.
 HISTORY_REUSE_OPTION = "helios_history_reuse"
+STEP_CACHE_OPTION = "helios_step_cache"
 
 
 class HeliosModelConfig(comfy.supported_models_base.BASE):
@@ -102,7 +103,11 @@ def helios_model(patcher: comfy.model_patcher.ModelPatcher) -> HeliosModel:
 def model_settings(patcher: comfy.model_patcher.ModelPatcher) -> SamplingSettings:
     """The variant's sampling, with what a Helios Speed node has chosen. Raises ValueError for another model."""
     options = patcher.model_options["transformer_options"]
-    return replace(helios_model(patcher).settings, history_reuse=options.get(HISTORY_REUSE_OPTION, "off"))
+    return replace(
+        helios_model(patcher).settings,
+        history_reuse=options.get(HISTORY_REUSE_OPTION, "off"),
+        step_cache=options.get(STEP_CACHE_OPTION, 0.0),
+    )
 
 
 def comfy_attention(transformer_options: dict) -> AttentionFunction:

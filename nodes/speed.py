@@ -1,10 +1,12 @@
 """Helios Speed: MODEL -> MODEL with the ways to go faster that are off by default."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from ..helios_core.config import HISTORY_REUSE
-from .model import HISTORY_REUSE_OPTION, helios_model
+from .model import HISTORY_REUSE_OPTION, STEP_CACHE_OPTION, helios_model
 from .wires import CATEGORY
 
 
@@ -33,17 +35,29 @@ class HeliosSpeed(io.ComfyNode):
                     tooltip="Compile the transformer's blocks with torch.compile, once for each stage, in the first "
                     "chunk. Needs a GPU with Triton, or a C++ compiler on a CPU.",
                 ),
+                io.Float.Input(
+                    "step_cache",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Leave out steps of the model in which its output would change by less than this part, as "
+                    "EasyCache does. Try 0.02 to 0.1. For Mid and Base: the first two steps and the last of each stage "
+                    "are always made, so of Distilled's 2,2,2 steps it can leave out hardly any. The picture changes. "
+                    "0: off, exact.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model for the Helios sampler.")],
         )
 
     @classmethod
-    def execute(cls, model, history_reuse, compile) -> io.NodeOutput:
+    def execute(cls, model, history_reuse, compile, step_cache=0.0) -> io.NodeOutput:
         helios = helios_model(model)
-        if history_reuse not in HISTORY_REUSE:
-            raise ValueError(f"history_reuse is {history_reuse!r}; allowed: {', '.join(HISTORY_REUSE)}")
+        settings = replace(helios.settings, history_reuse=history_reuse, step_cache=step_cache)  # which checks them
         model = model.clone()
-        model.model_options["transformer_options"][HISTORY_REUSE_OPTION] = history_reuse
+        options = model.model_options["transformer_options"]
+        options[HISTORY_REUSE_OPTION], options[STEP_CACHE_OPTION] = settings.history_reuse, settings.step_cache
         if compile:
             blocks = [f"diffusion_model.blocks.{index}" for index in range(len(helios.diffusion_model.blocks))]
             set_torch_compile_wrapper(model, backend="inductor", keys=blocks)

@@ -9,7 +9,8 @@ import torch
 from ..checkpoint import load_transformer, open_checkpoint
 from ..codec import Codec, WanCodec
 from ..config import SamplingSettings, ScheduleConfig, TransformerConfig
-from ..fingerprint import file_fingerprint
+from ..fingerprint import file_fingerprint, fingerprint
+from ..fp8 import check_fp8_products, fp8_linear
 from ..text import hashed_words
 from ..transformer import HeliosTransformer
 from ..wan_vae import Decoding
@@ -39,15 +40,25 @@ def encode_prompt(prompt: str) -> torch.Tensor:
 
 
 class DemoModel:
-    """A `ModelSource` that needs no download. Prompts outside of its toy world give nothing sensible."""
+    """A `ModelSource` that needs no download. Prompts outside of its toy world give nothing sensible.
+
+    With `fp8_matmul` the blocks' linear layers multiply in fp8. Raises ValueError when the CPU's torch cannot.
+    """
 
     name = "demo"
+    device = "cpu"
     width = height = SIZE
     settings = DEMO_SETTINGS
 
+    def __init__(self, *, fp8_matmul: bool = False) -> None:
+        self.fp8_matmul = fp8_matmul
+        if fp8_matmul:
+            check_fp8_products(self.device, DEMO_CONFIG)
+
     @property
     def fingerprint(self) -> str:
-        return file_fingerprint(TRANSFORMER_FILE)
+        weights = file_fingerprint(TRANSFORMER_FILE)
+        return fingerprint(weights, "fp8 products") if self.fp8_matmul else weights
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [encode_prompt(prompt) for prompt in prompts]
@@ -58,4 +69,5 @@ class DemoModel:
         return codec
 
     def load_transformer(self) -> HeliosTransformer:
-        return load_transformer(open_checkpoint(TRANSFORMER_FILE), dtype=torch.float32)
+        make_linear = fp8_linear if self.fp8_matmul else None
+        return load_transformer(open_checkpoint(TRANSFORMER_FILE), dtype=torch.float32, make_linear=make_linear)

@@ -8,13 +8,13 @@ from harness.latents_graph import LOADER, SAMPLER, latents_graph
 
 @pytest.fixture
 def latents_of(comfyui, models):
-    """latents_of(history_reuse, compile): what the sampler gives with a Helios Speed node before it, without one for
-    None."""
+    """latents_of(history_reuse, compile, steps, **more): what the sampler gives with a Helios Speed node before it,
+    without one for None."""
 
-    def run(history_reuse=None, compile=False):
-        graph = latents_graph(comfyui.object_info(), chunks=2, steps="2,2,2")
+    def run(history_reuse=None, compile=False, steps="2,2,2", **more):
+        graph = latents_graph(comfyui.object_info(), chunks=2, steps=steps)
         if history_reuse is not None:
-            inputs = {"model": [LOADER, 0], "history_reuse": history_reuse, "compile": compile}
+            inputs = {"model": [LOADER, 0], "history_reuse": history_reuse, "compile": compile, **more}
             graph["speed"] = {"class_type": "HeliosSpeed", "inputs": inputs}
             graph[SAMPLER]["inputs"]["model"] = ["speed", 0]
         result = comfyui.run_graph(graph)
@@ -30,6 +30,14 @@ def test_reused_history_changes_the_latents_a_little_and_off_not_at_all(latents_
     for mode in ("stage", "chunk"):
         difference = np.abs(np.asarray(latents_of(mode)) - plain).max() / plain.std()
         assert 0 < difference < 1
+
+
+def test_step_caching_changes_the_latents_and_at_0_or_in_a_graph_made_before_it_not_at_all(latents_of):
+    plain = np.asarray(latents_of(steps="6,6,6"))
+    assert np.array_equal(np.asarray(latents_of("off", steps="6,6,6")), plain)
+    assert np.array_equal(np.asarray(latents_of("off", steps="6,6,6", step_cache=0.0)), plain)
+    difference = np.abs(np.asarray(latents_of("off", steps="6,6,6", step_cache=1.0)) - plain).max()
+    assert 0 < difference < np.inf
 
 
 def test_a_run_after_one_with_the_node_is_exact_again(latents_of):
