@@ -221,9 +221,10 @@ def watched(case: Case, parts: Parts) -> Iterator[Stopwatch]:
         for module, name, part in modules:
             setattr(module, name, watch.wrap(part, getattr(module, name)))
             stack.callback(delattr, module, name)
-        for home, name in ((long_video, "write_segment"), (long_video, "join_segments"), (sys.modules[__name__], "write_film")):
-            timed = watch.wrap("encode", getattr(home, name), on_host=True)
-            stack.enter_context(mock.patch.object(home, name, timed))
+        here = sys.modules[__name__]
+        for module, name in ((long_video, "write_segment"), (long_video, "join_segments"), (here, "write_film")):
+            timed = watch.wrap("encode", getattr(module, name), on_host=True)
+            stack.enter_context(mock.patch.object(module, name, timed))
         yield watch
 
 

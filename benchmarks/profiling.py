@@ -96,7 +96,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def stage_rates(case: Case, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Operations per second in each stage, by the stage's `seconds` per chunk; stages without a forward are left out."""
+    """Operations per second in each stage that has a forward, by the stage's `seconds` per chunk."""
     num_stages = len(case.steps)
     costs = stage_costs(case.config, case.width, case.height, num_stages)
     rates = {}
