@@ -1,14 +1,14 @@
 """How fast graphs run in a real ComfyUI: ours, and those of any other pack.
 
-    python -m benchmarks.comfyui --comfyui ~/ComfyUI                      the demo workflow, on the CPU
-    python -m benchmarks.comfyui --comfyui ~/ComfyUI --device cuda        the 14B model with random weights, bf16 and fp8
+    python -m benchmarks.comfyui --comfyui ~/ComfyUI                     the demo workflow, on the CPU
+    python -m benchmarks.comfyui --comfyui ~/ComfyUI --device cuda       14B with random weights, in bf16 and in fp8
     python -m benchmarks.comfyui --comfyui ~/ComfyUI --device cuda --models ~/ComfyUI/models \\
         --graph ours.json --graph theirs.json --custom-nodes ~/their_pack
 
 Run it with the Python of that ComfyUI, which needs `websocket-client` besides. A graph is a file in the API format (in
-ComfyUI: Workflow, Export (API)) or the name of a built-in one: demo, random-bf16, random-fp8. Each gets a ComfyUI server
-of its own with this pack and those of `--custom-nodes`, in a temporary folder: the checkout is never written to. All
-are up at once, so their models must fit together.
+ComfyUI: Workflow, Export (API)) or the name of a built-in one: demo, random-bf16, random-fp8. Each gets a ComfyUI
+server of its own with this pack and those of `--custom-nodes`, in a temporary folder: the checkout is never written to.
+All are up at once, so their models must fit together.
 
 After a run that warms up, the graphs run in turns. Every number named seed or noise_seed in them is another in each
 round, the same for all graphs, so that the cache does not answer; loaders and prompts stay in the cache, as for a user
@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from urllib.error import HTTPError
@@ -41,7 +42,7 @@ from tests.comfyui.harness.server import Server, ServerRun
 
 from . import comfyui_graphs
 from .comfyui_graphs import Graph, chunks_in, with_seed
-from .page import PAGE, command_line, facts, table, write_section
+from .page import PAGE, command_line, facts, marks, table, write_section
 
 LIMIT = "BENCHMARK_GIB"  # as comfyui_nodes reads it
 NODES = Path(__file__).with_name("comfyui_nodes")
@@ -121,7 +122,7 @@ def seconds_of_nodes(run: ServerRun) -> dict[str, float]:
     """Seconds from each node's start to the next one's, by node id."""
     starts = [(time, data["node"]) for time, name, data in run.events if name == "executing"]
     total: dict[str, float] = {}
-    for (begun, node), (ended, _) in zip(starts, starts[1:], strict=False):
+    for (begun, node), (ended, _) in pairwise(starts):
         if node is not None:
             total[node] = total.get(node, 0) + ended - begun
     return total
@@ -259,6 +260,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers as one line of JSON")
     parser.add_argument("--write", action="store_true", help="put the tables into BENCHMARKS.md")
     options = parser.parse_args()
+    section = f"comfyui {options.device}"
+    if options.write:
+        marks(PAGE, section)
     names = options.graph or (["demo"] if options.device == "cpu" else ["random-bf16", "random-fp8"])
     with tempfile.TemporaryDirectory() as scratch:
         models = (options.models or Path(scratch)).expanduser().resolve()
@@ -276,7 +280,7 @@ def main() -> int:
     if options.write:
         device = torch.device(options.device)
         told = f"`{command_line('comfyui', sys.argv[1:])}` – {facts(device, f'ComfyUI {comfyui.name}')}."
-        write_section(PAGE, f"comfyui {options.device}", "\n".join([told, "", *lines]))
+        write_section(PAGE, section, "\n".join([told, "", *lines]))
     return int(any(result.error for result in results))
 
 

@@ -7,11 +7,12 @@
 Both make the same video: same weights (the demo's shape, random), same tiny VAE, same prompt, size and steps, one step
 in each of three stages; ours to a run folder and an mp4, diffusers' to a tensor of frames, which is what it gives. Each
 runs in a process of its own. Time is the processor's, so that other work on the machine counts little. Told is the
-change from chunk 3, by when all that is made once has been made, to the last: medians of a window of eight chunks that
-starts at chunk 3 and of the last eight, as what the encoder happens to hold comes and goes.
+change from chunk 3, by when all that is made once has been made, to the last: medians of a window of twelve chunks that
+starts at chunk 3 and of the last twelve.
 
-Prints a table and fails if our memory has grown by more than 2 % or our time by more than 10 %. With 44 chunks or more
-it also writes `growth.json` and `growth.png` to benchmarks/results. Needs Linux, and what the tests need.
+Prints a table and fails if our living tensors have grown by more than 2 %, resident memory by more than 5 % (what the
+encoder's threads happen to hold makes it jump by as much from chunk to chunk) or time by more than 10 %. With 44 chunks
+or more it also writes `growth.json` and `growth.png` to benchmarks/results. Needs Linux, and what the tests need.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from helios_core.video import from_pixels
 from tests import reference
 from tools.plot_lines import plot_lines
 
-from .page import PAGE, command_line, facts, installed, table, write_section
+from .page import PAGE, command_line, facts, installed, marks, table, write_section
 from .processes import answer_of
 
 WIDTH, HEIGHT = 192, 128
 NUM_STAGES = 3
 SEED = 11
-TOLERANCES = {"resident": 0.02, "tensors": 0.02, "seconds": 0.1}
+TOLERANCES = {"resident": 0.05, "tensors": 0.02, "seconds": 0.1}
 MINUTE = 44  # chunks
 EARLY = 3  # by then every buffer has been made once
-WINDOW = 8  # chunks that a median is taken of
+WINDOW = 12  # chunks that a median is taken of
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"ours": "ComfyUI-Helios", "diffusers": "diffusers"}
 
@@ -208,7 +209,7 @@ def plot(results: dict[str, list[Sample]], path: Path) -> None:
                 NAMES[side]: [(chunk, value(sample)) for chunk, sample in enumerate(samples, start=1)]
                 for side, samples in results.items()
             }
-            plot_lines(curves, file, title=title, x_name="chunk")
+            plot_lines(curves, file, title=title, x_name="chunk", colours=("#1764ab", "#c0392b"))
             pictures.append(Image.open(file).copy())
     width, height = pictures[0].size
     sheet = Image.new("RGB", (width, height * len(pictures)), "white")
@@ -250,6 +251,8 @@ def main() -> int:
     if options.chunks < EARLY + WINDOW:
         parser.error(f"at least {EARLY + WINDOW} chunks are needed to see growth")
 
+    if options.write:
+        marks(PAGE, "growth")
     results = {side: measure(side, options.chunks) for side in NAMES}
     lines = chunk_table(results)
     print("\n".join(lines))
@@ -259,7 +262,8 @@ def main() -> int:
         told = f"`{command_line('growth', sys.argv[1:])}` – {facts(torch.device('cpu'))}."
         write_section(PAGE, "growth", "\n".join([told, "", *lines]))
     faults = too_much(results["ours"])
-    print("\n".join(faults), file=sys.stderr)
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
     return int(bool(faults))
 
 

@@ -41,11 +41,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
 
 
+def marks(page: Path, name: str) -> tuple[str, str]:
+    """The lines between which a section stands. Raises ValueError when the page does not have them: ask before work."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = page.read_text()
+    if start not in text or end not in text:
+        raise ValueError(f"{page} has no lines {start!r} and {end!r} to write between; run without --write")
+    return start, end
+
+
 def write_section(page: Path, name: str, text: str) -> None:
     """Replace what stands between the marks of that name. Raises ValueError when the page has no such marks."""
-    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    old = page.read_text()
-    if start not in old or end not in old:
-        raise ValueError(f"{page} has no lines {start!r} and {end!r} to write between")
-    head, rest = old.split(start)
+    start, end = marks(page, name)
+    head, rest = page.read_text().split(start)
     page.write_text(f"{head}{start}\n{text}\n{end}{rest.split(end)[1]}")

@@ -34,7 +34,7 @@ from tests.live_tensors import LivePeak
 
 from .cases import CPU_CASES, GPU_CASES, TINY_CASE, Case
 from .contestants import CONTESTANTS, OURS, THEIRS, Contestant, Parts, watched
-from .page import PAGE, command_line, facts, table, write_section
+from .page import PAGE, command_line, facts, marks, table, write_section
 from .profiling import profile_lines
 
 
@@ -167,6 +167,9 @@ def main() -> int:
     options = parser.parse_args()
     device = options.device
     num_films = options.films or (1 if device.type == "cpu" else 3)
+    section = f"speed {device.type}{' compiled' if options.compile else ''}"
+    if options.write:
+        marks(PAGE, section)
     results, profile = [], []
     for case in chosen_cases(device, options.only, options.quick):
         parts = Parts(case, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -178,11 +181,10 @@ def main() -> int:
             profile = profile_lines(case, parts, results[-1].parts[OURS])
             print("\n".join(["", *profile]), flush=True)
     if options.write:
-        kind = f"{device.type}{' compiled' if options.compile else ''}"
         dtypes = "fp32" if device.type == "cpu" else "bf16, VAE fp32"
         told = f"`{command_line('speed', sys.argv[1:])}` – {facts(device, dtypes)}."
         lines = [told, "", *lines_of(results), *(["", *profile] if profile else [])]
-        write_section(PAGE, f"speed {kind}", "\n".join(lines))
+        write_section(PAGE, section, "\n".join(lines))
     return 0
 
 
