@@ -70,9 +70,7 @@ def measure(case: Case, parts: Parts, num_pairs: int, num_films: int) -> Result:
     return Result(case, seconds, films, split, peak, difference)
 
 
-def in_pairs(
-    run: Callable[[Contestant], object], case: Case, parts: Parts, num_pairs: int
-) -> dict[str, list[float]]:
+def in_pairs(run: Callable[[Contestant], object], case: Case, parts: Parts, num_pairs: int) -> dict[str, list[float]]:
     """Seconds per chunk of each run, by contestant. The first of a pair is the second of the next."""
     seconds = {name: [] for name in CONTESTANTS}
     for pair in range(num_pairs):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import budgets, growth, page, profiling, speed
 from benchmarks import all as everything
+from benchmarks import budgets, growth, page, profiling, speed
 from benchmarks.cases import TINY_CASE
 from benchmarks.contestants import OURS, THEIRS, Parts
 
