@@ -1,6 +1,6 @@
 """How fast a video is made: ours beside diffusers' pipeline, on the same weights, noise and sizes.
 
-    python -m benchmarks.speed                     on the CPU; about ten minutes on two cores
+    python -m benchmarks.speed                     on the CPU; about a quarter of an hour on two cores
     python -m benchmarks.speed --device cuda       the 14B model with random weights (needs 80 GB)
     python -m benchmarks.speed --profile           and where our time goes, by kind of work
     python -m benchmarks.speed --write             and put the tables into BENCHMARKS.md
@@ -10,7 +10,7 @@ on both. The ratio is taken in each pair.
 
 - A *chunk* goes from the prompt's rows to latents with its frames decoded; text encoder and mp4 are not in it.
 - A *film* goes from the prompt's text to an mp4: text encoder (random weights, of UMT5-XXL's shape on a GPU, tiny on a
-  CPU), chunks, VAE, H.264. Loading weights is not in it. The seconds of its parts are taken in one film of each side;
+  CPU), chunks, VAE, H.264. Loading weights is not in it. The seconds of its parts are those of each side's last film;
   text is encoded once a film, and ours encodes the mp4 beside the sampling of the next chunk.
 - Both sides call one text encoder, one VAE (a tiny one on a CPU), one H.264 encoder.
 - Peak memory is that of the chunks, in a run of its own: on the CPU the bytes of living tensors besides the weights, on
@@ -56,21 +56,26 @@ class Result:
 
 
 def measure(case: Case, parts: Parts, num_pairs: int, num_films: int) -> Result:
-    peak, latents, split = {}, {}, {}
+    peak, latents, watches = {}, {}, {}
     for name, contestant in CONTESTANTS.items():  # these runs warm up as well
         peak[name], latents[name] = peak_bytes(contestant, case, parts)
     parts.encode("")
-    for name, contestant in CONTESTANTS.items():
-        with watched(case, parts) as watch:
-            contestant.make_film(case, parts)
-        split[name] = {part: total / case.num_chunks for part, total in watch.seconds().items()}
     difference = ((latents[OURS] - latents[THEIRS]).abs().max() / latents[THEIRS].std()).item()
-    seconds = in_pairs(lambda side: side.chunks(case, parts), case, parts, min(num_pairs, case.max_pairs))
-    films = in_pairs(lambda side: side.make_film(case, parts), case, parts, min(num_films, case.max_pairs))
+
+    def make_film(name: str) -> None:
+        with watched(case, parts) as watches[name]:
+            CONTESTANTS[name].make_film(case, parts)
+
+    films = in_pairs(make_film, case, parts, min(num_films, case.max_pairs))
+    split = {
+        name: {part: total / case.num_chunks for part, total in watch.seconds().items()}
+        for name, watch in watches.items()
+    }
+    seconds = in_pairs(lambda name: CONTESTANTS[name].chunks(case, parts), case, parts, min(num_pairs, case.max_pairs))
     return Result(case, seconds, films, split, peak, difference)
 
 
-def in_pairs(run: Callable[[Contestant], object], case: Case, parts: Parts, num_pairs: int) -> dict[str, list[float]]:
+def in_pairs(run: Callable[[str], object], case: Case, parts: Parts, num_pairs: int) -> dict[str, list[float]]:
     """Seconds per chunk of each run, by contestant. The first of a pair is the second of the next."""
     seconds = {name: [] for name in CONTESTANTS}
     for pair in range(num_pairs):
@@ -78,7 +83,7 @@ def in_pairs(run: Callable[[Contestant], object], case: Case, parts: Parts, num_
             gc.collect()
             parts.synchronise()
             start = time.perf_counter()
-            run(CONTESTANTS[name])
+            run(name)
             parts.synchronise()
             seconds[name].append((time.perf_counter() - start) / case.num_chunks)
     return seconds
