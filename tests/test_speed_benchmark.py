@@ -37,7 +37,9 @@ def test_text_every_stage_vae_and_video_encoder_are_timed_on_both_sides(result):
 
 @pytest.mark.parametrize("variant", ["mid", "base"])
 def test_guided_films_of_both_sides_are_made_from_two_prompts(parts, variant, tmp_path):
-    case = replace(TINY_CASE, variant=variant, steps=(2,) if variant == "base" else (2, 2, 2), num_chunks=2)
+    steps = (2,) if variant == "base" else (2, 2, 2)
+    # At 64x64 the lowest stage is one token a frame, which diffusers' CFG-Zero* cannot view.
+    case = replace(TINY_CASE, variant=variant, steps=steps, width=128, height=128)
     for name, contestant in speed.CONTESTANTS.items():
         with speed.watched(case, parts) as watch:
             contestant.film(case, parts, tmp_path / f"{name}.mp4")
