@@ -1,14 +1,18 @@
 """What a chunk costs as a video grows: memory and time at every chunk, ours and diffusers' beside it.
 
-    python -m benchmarks.growth                    100 chunks; about five minutes on two CPU cores
+    python -m benchmarks.growth                    44 chunks, one minute of video; about three minutes of one core
     python -m benchmarks.growth --chunks 20        a quick look
+    python -m benchmarks.growth --write            and put the table into BENCHMARKS.md
 
 Both make the same video: same weights (the demo's shape, random), same tiny VAE, same prompt, size and steps, one step
 in each of three stages; ours to a run folder and an mp4, diffusers' to a tensor of frames, which is what it gives. Each
-runs in a process of its own. Time is the processor's, so that other work on the machine does not count. Writes
-`growth.json` and `growth.png` to benchmarks/results, prints a table, and fails if our memory has grown by more than
-2 % from chunk 5 to the last (medians of ten chunks: what the encoder happens to hold comes and goes). Needs Linux, and
-what the tests need.
+runs in a process of its own. Time is the processor's, so that other work on the machine counts little. Told is the
+change from chunk 3, by when all that is made once has been made, to the last: medians of a window of twelve chunks that
+starts at chunk 3 and of the last twelve.
+
+Prints a table and fails if our living tensors have grown by more than 2 %, resident memory by more than 5 % (what the
+encoder's threads happen to hold makes it jump by as much from chunk to chunk) or time by more than 10 %. With 44 chunks
+or more it also writes `growth.json` and `growth.png` to benchmarks/results. Needs Linux, and what the tests need.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ import argparse
 import gc
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +29,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from helios_core.codec import DiffusersWanCodec
 from helios_core.conditioning import text_memory
@@ -40,15 +43,20 @@ from helios_core.storage import ModelIdentity
 from helios_core.transformer import HeliosTransformer
 from helios_core.video import from_pixels
 from tests import reference
+from tools.plot_lines import plot_lines
+
+from .page import PAGE, command_line, facts, installed, marks, table, write_section
+from .processes import answer_of
 
 WIDTH, HEIGHT = 192, 128
 NUM_STAGES = 3
 SEED = 11
-TOLERANCE = 0.02
-EARLY = 5  # by then every buffer has been made once
+TOLERANCES = {"resident": 0.05, "tensors": 0.02, "seconds": 0.1}
+MINUTE = 44  # chunks
+EARLY = 3  # by then every buffer has been made once
+WINDOW = 12  # chunks that a median is taken of
 RESULTS = Path(__file__).parent / "results"
-NAMES = {"ours": "ComfyUI-Helios", "diffusers": "diffusers 0.42.1"}
-COLOURS = {"ours": (0, 110, 200), "diffusers": (200, 80, 0)}
+NAMES = {"ours": "ComfyUI-Helios", "diffusers": "diffusers"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,7 @@ def tensor_bytes() -> int:
 
 def parts():
     """diffusers' transformer and VAE with random weights, and a prompt's rows."""
-    shape = asdict(DEMO_CONFIG)
-    names = [*reference.TINY_SHAPE]
-    model = reference.transformer(**{name: shape[name] for name in names})
+    model = reference.transformer(**asdict(DEMO_CONFIG))
     rows = torch.randn(1, 32, DEMO_CONFIG.text_dim, generator=reference.generator(1))
     return model, reference.vae(), rows
 
@@ -155,95 +161,110 @@ def run_diffusers(num_chunks: int) -> list[Sample]:
 
 def measure(side: str, num_chunks: int) -> list[Sample]:
     """Run one side in a process of its own, so that neither's memory is the other's."""
-    command = [sys.executable, "-m", "benchmarks.growth", "--side", side, "--chunks", str(num_chunks)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [Sample(**sample) for sample in json.loads(told.splitlines()[-1])]
+    told = answer_of("benchmarks.growth", ["--side", side, "--chunks", str(num_chunks)])
+    return [Sample(**sample) for sample in told]
 
 
 # Telling of it
 
 
-def table(results: dict[str, list[Sample]]) -> list[str]:
-    num_chunks = len(results["ours"])
-    lines = ["chunk   " + "   ".join(f"{NAMES[side]:>16}: RSS, tensors (MB), s" for side in results)]
-    for chunk in sorted({1, EARLY, 10, 20, 40, 60, 80, num_chunks}):
-        if chunk <= num_chunks:
-            cells = [
-                f"{s.resident / 1e6:>22.0f} {s.tensors / 1e6:>12.1f} {s.seconds:>6.2f}"
-                for s in (samples[chunk - 1] for samples in results.values())
-            ]
-            lines.append(f"{chunk:>5}   " + "   ".join(cells))
-    return lines
-
-
 def growth(samples: list[Sample]) -> dict[str, float]:
-    """How much more the last ten chunks need than the ten from chunk 5 on, as a share of the medians."""
-    early, late = samples[EARLY - 1 : EARLY + 9], samples[-10:]
+    """How much more the last chunks need than those from chunk 3 on, as a share of the medians."""
+    early, late = samples[EARLY - 1 : EARLY - 1 + WINDOW], samples[-WINDOW:]
     return {
         name: median(getattr(sample, name) for sample in late) / median(getattr(sample, name) for sample in early) - 1
-        for name in ("resident", "tensors", "seconds")
+        for name in TOLERANCES
     }
 
 
+def chunk_table(results: dict[str, list[Sample]]) -> list[str]:
+    """Some chunks, and the change over all of them."""
+    num_chunks = len(results["ours"])
+    header = ["", *(f"{NAMES[side]}: {what}" for side in results for what in ("resident", "tensors", "processor"))]
+    rows = []
+    for chunk in sorted({1, EARLY, 10, 20, 30, num_chunks}):
+        if chunk <= num_chunks:
+            row = [f"chunk {chunk}"]
+            for samples in results.values():
+                sample = samples[chunk - 1]
+                megabytes = (f"{sample.resident / 1e6:.0f} MB", f"{sample.tensors / 1e6:.1f} MB")
+                row += [*megabytes, f"{sample.seconds:.2f} s"]
+            rows.append(row)
+    change = [f"**{share:+.1%}**" for samples in results.values() for share in growth(samples).values()]
+    return table(header, [*rows, [f"**change, chunk {EARLY} to {num_chunks}**", *change]])
+
+
 def plot(results: dict[str, list[Sample]], path: Path) -> None:
-    """Three charts beside each other: resident memory, living tensors, seconds, over the chunks."""
-    size, gap = (380, 260), 50
-    picture = Image.new("RGB", (3 * (size[0] + gap) + gap, size[1] + 2 * gap), "white")
-    draw = ImageDraw.Draw(picture)
+    """Three charts below each other: resident memory, living tensors, seconds, over the chunks."""
     charts = {
         "resident memory, MB": lambda sample: sample.resident / 1e6,
         "living tensors, MB": lambda sample: sample.tensors / 1e6,
         "processor seconds for the chunk": lambda sample: sample.seconds,
     }
-    for column, (title, value) in enumerate(charts.items()):
-        left, top = gap + column * (size[0] + gap), gap
-        # A first chunk that warms things up must not flatten all others.
-        highest = max(value(sample) for samples in results.values() for sample in samples[1:]) * 1.05
-        draw.text((left, top - 30), title, fill="black")
-        draw.rectangle((left, top, left + size[0], top + size[1]), outline="black")
-        for share in (0, 0.5, 1):
-            y = top + size[1] * (1 - share)
-            draw.line((left, y, left + size[0], y), fill=(220, 220, 220))
-            draw.text((left - 40, y - 6), f"{highest * share:.3g}", fill="black")
-        for number, (side, samples) in enumerate(results.items()):
-            points = [
-                (
-                    left + size[0] * chunk / max(1, len(samples) - 1),
-                    top + size[1] * (1 - min(1, value(sample) / highest)),
-                )
-                for chunk, sample in enumerate(samples)
-            ]
-            draw.line(points, fill=COLOURS[side], width=2)
-            draw.text((left + 8, top + 6 + 14 * number), NAMES[side], fill=COLOURS[side])
-        draw.text((left, top + size[1] + 6), f"chunk 1 to {len(results['ours'])}", fill="black")
-    picture.save(path)
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (title, value) in enumerate(charts.items()):
+            file = Path(folder) / f"{number}.png"
+            curves = {
+                NAMES[side]: [(chunk, value(sample)) for chunk, sample in enumerate(samples, start=1)]
+                for side, samples in results.items()
+            }
+            plot_lines(curves, file, title=title, x_name="chunk", colours=("#1764ab", "#c0392b"))
+            pictures.append(Image.open(file).copy())
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width, height * len(pictures)), "white")
+    for row, picture in enumerate(pictures):
+        sheet.paste(picture, (0, row * height))
+    sheet.save(path)
+
+
+def save(results: dict[str, list[Sample]]) -> None:
+    """The numbers and the picture, in benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    told = {side: [asdict(sample) for sample in samples] for side, samples in results.items()}
+    where = {"machine": platform.machine(), "size": [WIDTH, HEIGHT], "threads": 1}
+    versions = {name: installed(name) for name in ("torch", "diffusers")}
+    (RESULTS / "growth.json").write_text(json.dumps({**versions, **where, **told}) + "\n")
+    plot(results, RESULTS / "growth.png")
+
+
+def too_much(samples: list[Sample]) -> list[str]:
+    """What has grown by more than it may, in words."""
+    return [
+        f"{name} has grown by {share:.1%} from chunk {EARLY} to {len(samples)}; allowed is {TOLERANCES[name]:.0%}"
+        for name, share in growth(samples).items()
+        if share > TOLERANCES[name]
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chunks", type=int, default=100)
-    parser.add_argument("--side", choices=("ours", "diffusers"), help="measure one side only and print it as JSON")
+    parser.add_argument("--chunks", type=int, default=MINUTE)
+    parser.add_argument("--side", choices=NAMES, help="measure one side only and print it as JSON")
+    parser.add_argument("--write", action="store_true", help="put the table into BENCHMARKS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.side is not None:
         run = run_ours if options.side == "ours" else run_diffusers
         print(json.dumps([asdict(sample) for sample in run(options.chunks)]))
         return 0
-    if options.chunks < EARLY + 10:
-        parser.error(f"at least {EARLY + 10} chunks are needed to see growth")
+    if options.chunks < EARLY + WINDOW:
+        parser.error(f"at least {EARLY + WINDOW} chunks are needed to see growth")
 
-    results = {side: measure(side, options.chunks) for side in ("ours", "diffusers")}
-    RESULTS.mkdir(exist_ok=True)
-    facts = {"torch": torch.__version__, "machine": platform.machine(), "size": [WIDTH, HEIGHT], "threads": 1}
-    told = {side: [asdict(sample) for sample in samples] for side, samples in results.items()}
-    (RESULTS / "growth.json").write_text(json.dumps({**facts, **told}))
-    plot(results, RESULTS / "growth.png")
-    print("\n".join(table(results)))
-    for side, samples in results.items():
-        shares = ", ".join(f"{name} {share:+.1%}" for name, share in growth(samples).items())
-        print(f"{NAMES[side]}, from chunk {EARLY} to {len(samples)}: {shares}")
-    ours = growth(results["ours"])
-    return int(max(ours["resident"], ours["tensors"]) > TOLERANCE)
+    if options.write:
+        marks(PAGE, "growth")
+    results = {side: measure(side, options.chunks) for side in NAMES}
+    lines = chunk_table(results)
+    print("\n".join(lines))
+    if options.chunks >= MINUTE:
+        save(results)
+    if options.write:
+        told = f"`{command_line('growth', sys.argv[1:])}` – {facts(torch.device('cpu'))}."
+        write_section(PAGE, "growth", "\n".join([told, "", *lines]))
+    faults = too_much(results["ours"])
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,16 @@ COLOURS = ("#1764ab", "#4fa3d8", "#c0392b", "#e59866")
 
 
 def plot_lines(
-    curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, title: str, x_name: str, log: bool = False
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    *,
+    title: str,
+    x_name: str,
+    log: bool = False,
+    colours: Sequence[str] = COLOURS,
 ) -> None:
-    """Draw curves of points (x, y), up to four, into a PNG; with `log` the y axis is logarithmic and y positive."""
+    """Draw curves of points (x, y), as many as `colours` at most, into a PNG; with `log` the y axis is logarithmic and
+    y positive."""
     points = [point for curve in curves.values() for point in curve]
     scale = math.log10 if log else float
     left, right = min(x for x, _ in points), max(x for x, _ in points)
@@ -37,8 +44,8 @@ def plot_lines(
         x = left + part / 5 * (right - left)
         draw.text((place(x, low)[0], HEIGHT - MARGIN + 8), f"{x:.0f}", fill="#555", anchor="ma")
     for number, (name, curve) in enumerate(curves.items()):
-        draw.line([place(x, scale(y)) for x, y in curve], fill=COLOURS[number], width=2)
-        draw.text((MARGIN + 150 * number, 26), name, fill=COLOURS[number])
+        draw.line([place(x, scale(y)) for x, y in curve], fill=colours[number], width=2)
+        draw.text((MARGIN + 150 * number, 26), name, fill=colours[number])
     draw.text((MARGIN, 8), title, fill="black")
     draw.text((WIDTH - MARGIN, HEIGHT - 24), x_name, fill="black", anchor="ra")
     picture.save(path)

@@ -21,12 +21,13 @@ def latents_graph(object_info: dict, *, width: int = 64, height: int = 64, **sam
         "save": ("SaveLatent", {"samples": [SAMPLER, 0], "filename_prefix": "latents"}),
     }
     return {
-        node_id: {"class_type": kind, "inputs": _defaults(object_info[kind]) | inputs}
+        node_id: {"class_type": kind, "inputs": defaults(object_info[kind]) | inputs}
         for node_id, (kind, inputs) in kinds.items()
     }
 
 
-def _defaults(info: dict) -> dict:
+def defaults(info: dict) -> dict:
+    """The required widgets of a node as it is made new."""
     specs = input_specs(info).items()
     return {
         name: options["default"]

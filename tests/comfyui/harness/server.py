@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import websocket
@@ -39,10 +39,26 @@ class ServerRun:
 
 
 class Server:
-    """`main.py --cpu` on a free port. Use as a context manager."""
+    """`main.py --cpu` on a free port. Use as a context manager.
 
-    def __init__(self, home: Home):
+    `options` go to main.py last, and may take the place of `--cpu`; `environment` is added to this process's;
+    `run_seconds` is how long a run may say nothing.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        python: str = sys.executable,
+        options: Sequence[str] = ("--cpu",),
+        environment: Mapping[str, str] | None = None,
+        run_seconds: float = RUN_SECONDS,
+    ):
         self.home = home
+        self.python = python
+        self.options = options
+        self.environment = {"OMP_NUM_THREADS": "1", **(environment or {})}
+        self.run_seconds = run_seconds
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home.root / "server.log"
@@ -60,11 +76,11 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        command = [sys.executable, str(self.home.checkout / "main.py"), "--cpu"]
+        command = [self.python, str(self.home.checkout / "main.py")]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
         command += ["--base-directory", str(self.home.root), "--disable-api-nodes"]
-        command += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto", *self.options]
+        environment = {**os.environ, **self.environment}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=self.home.root, env=environment
@@ -90,6 +106,10 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -118,7 +138,7 @@ class Server:
         """
         client_id = uuid.uuid4().hex
         connection = websocket.create_connection(
-            f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=RUN_SECONDS
+            f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=self.run_seconds
         )
         try:
             if features is not None:
