@@ -6,8 +6,8 @@
 Every row is measured in a process of its own. Ours runs in a real ComfyUI server (see `benchmarks.comfyui`), which
 decides what stays on the card, with weights in bf16 and in fp8, and the VAE in the dtype that ComfyUI takes. diffusers'
 runs in bf16 with an fp32 VAE: model offload, group offload leaf by leaf on a stream, and the same with a tiled VAE.
-Both have the budget less 0.6 GiB for CUDA itself in torch's allocator. A row that does not fit says so. Needs 32 GB of
-host memory and, for the weights that our side reads, 44 GB of disk (`--scratch`).
+Both have the budget less 0.6 GiB for CUDA itself in torch's allocator. A row that does not fit says so. Needs 64 GB of
+host memory (group offload pins a second copy) and 44 GB of disk for the weights that our side reads (`--scratch`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def facts(device: torch.device, *more: str) -> str:
     if device.type == "cuda":
         where = [torch.cuda.get_device_name(device)]
     else:
-        where = [f"{platform.machine()} CPU", f"{torch.get_num_threads()} threads"]
+        threads = torch.get_num_threads()
+        where = [f"{platform.machine()} CPU", f"{threads} thread{'s' if threads > 1 else ''}"]
     versions = [f"{name} {installed(name)}" for name in ("torch", "diffusers") if installed(name)]
     return ", ".join([str(date.today()), *where, *more, *versions])
 

@@ -58,7 +58,7 @@ def kinds_of_parts(case: Case, parts: Parts) -> dict[str, dict[str, float]]:
     for event in profiler.events():
         if event.device_type == DeviceType.CPU and event.name not in names:
             part = _part_around(event, names)
-            for kind, microseconds in _own_work(event, parts.device):
+            for kind, microseconds in own_work(event, parts.device):
                 total[part][kind] += microseconds / 1e6
     return {part: dict(kinds) for part, kinds in sorted(total.items())}
 
@@ -71,7 +71,7 @@ def _part_around(event, names: set[str]) -> str:
     return OTHER_PART
 
 
-def _own_work(event, device: torch.device) -> Iterable[tuple[str, float]]:
+def own_work(event, device: torch.device) -> Iterable[tuple[str, float]]:
     """(kind, microseconds) of what an operation did itself: on a GPU the kernels that it started."""
     if device.type != "cuda":
         yield kind_of(event.name), event.self_cpu_time_total

@@ -1,12 +1,13 @@
 """The speed benchmark on a model so small that only its bookkeeping counts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import all as everything
-from benchmarks import budgets, growth, page, profiling, speed
+from benchmarks import budget_diffusers, budgets, growth, page, profiling, speed
 from benchmarks.cases import TINY_CASE
 from benchmarks.contestants import OURS, THEIRS, Parts
 
@@ -96,6 +97,12 @@ def test_operations_are_counted_with_their_kind(operation, kind):
     assert profiling.kind_of(operation) == kind
 
 
+def test_on_a_gpu_the_kernels_that_an_operation_started_are_counted_but_not_its_region():
+    gemm, region = SimpleNamespace(name="gemm_80", duration=7.0), SimpleNamespace(name="aten::mm", duration=9.0)
+    event = SimpleNamespace(name="aten::mm", kernels=[gemm, region])
+    assert list(profiling.own_work(event, torch.device("cuda"))) == [("matmul", 7.0)]
+
+
 def samples(last_tensors):
     flat = [growth.Sample(resident=100, tensors=50, seconds=1.0)] * (growth.MINUTE - growth.WINDOW)
     return [*flat, *[growth.Sample(resident=101, tensors=last_tensors, seconds=1.05)] * growth.WINDOW]
@@ -124,6 +131,12 @@ def test_a_budget_that_does_not_suffice_is_a_row_of_its_own():
     assert lines[0] == "| 6 GB | diffusers, model offload | out of memory |  |  |"
     assert lines[1] == "| 6 GB | ComfyUI-Helios, bf16 weights | 33 (11 to 66) | 1 | 1024 MiB |"
     assert "failed: benchmarks.comfyui ended with code 1: no such folder" in lines[2]
+
+
+@pytest.mark.parametrize("offload", ["none", "group", "group, tiled VAE"])
+def test_diffusers_runs_offloaded(offload):
+    (seconds,) = budget_diffusers.measure(TINY_CASE, CPU, offload, num_runs=1)
+    assert seconds > 0
 
 
 SETUP = everything.Setup(device="cpu", comfyui=None, python="python", scratch=None, quick=True, write=False)

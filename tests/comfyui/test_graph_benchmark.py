@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_a_failed_graph_is_told_beside_one_that_ran():
     assert "| ours | 3 (2 to 4) in 3 rounds | 1.5 | 1 | 3 MiB |" in lines
     assert "| theirs | 8 (4 to 9) in 3 rounds |  | 2.00 (2.00 to 3.00) | 1024 MiB |" in lines
     assert "| other | failed: CUDA out of memory |  |  |  |" in lines
+
+
+def test_a_card_of_six_gib_leaves_the_rest_alone_and_the_allocator_gets_no_more(comfyui, monkeypatch):
+    import comfy.model_management
+    import torch
+
+    from benchmarks import comfyui_nodes
+
+    gib, fractions = 2**30, []
+    before = comfy.model_management.extra_reserved_memory()
+    monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", before)  # to be put back
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * gib))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: fractions.append(share))
+    comfyui_nodes.limit_memory(6, torch.device("cuda"))
+    assert comfy.model_management.extra_reserved_memory() - before == 74 * gib
+    assert fractions == [pytest.approx((6 - comfyui_nodes.CONTEXT_GIB) / 80)]
 
 
 def test_graphs_run_in_turns_and_one_that_fails_stops_no_other(tmp_path):
