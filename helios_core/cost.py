@@ -125,8 +125,8 @@ def activation_bytes(
     stream = tokens * dim * size  # the residual stream, or anything of its shape, once
     # The stream and its normed copy, or what attention gives; query, key and value.
     attention = 5 * stream
-    # The stream, its normed copy, the hidden layer (the activation takes its place) and the output.
-    feed_forward = 3 * stream + tokens * config.ffn_dim * size
+    # The stream, its normed copy or the output, and the hidden layer (the activation takes its place).
+    feed_forward = 2 * stream + tokens * config.ffn_dim * size
     kept = _kept_bytes(config, width, height, dtype, num_prompts)
     if reuse_history:  # key and value of the history in each block
         kept += num_prompts * 2 * config.num_layers * history * dim * size

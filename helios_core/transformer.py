@@ -55,7 +55,8 @@ class MemoryTokens:
 
 
 class FeedForward(nn.Module):
-    """Linear -> tanh-GELU -> Linear. The odd nesting gives the published weights' names."""
+    """Linear -> tanh-GELU -> Linear, in two steps, `widen` and `narrow`, so that what the first one took can be let go
+    before the second. The odd nesting gives the published weights' names."""
 
     def __init__(self, config: TransformerConfig, operations, dtype, device) -> None:
         super().__init__()
@@ -64,9 +65,14 @@ class FeedForward(nn.Module):
         down = operations.Linear(config.ffn_dim, config.inner_dim, dtype=dtype, device=device)
         self.net = nn.ModuleList([up, nn.Identity(), down])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def widen(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, N, D) -> hidden (B, N, ffn_dim)."""
         gelu = torch.ops.aten.gelu_ if may_overwrite() else F.gelu
-        return self.net[2](gelu(self.net[0].proj(x), approximate="tanh"))
+        return gelu(self.net[0].proj(x), approximate="tanh")
+
+    def narrow(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (B, N, ffn_dim) -> (B, N, D)."""
+        return self.net[2](hidden)
 
 
 class HeliosBlock(nn.Module):
@@ -122,7 +128,9 @@ class HeliosBlock(nn.Module):
         x = add_to_noisy(x, self.attn2(normed, text_key_value, attention), num_history)
 
         normed = modulated_norm(x, shift_ffn, scale_ffn, num_history, self.eps)
-        return add_gated(x, self.ffn(normed), gate_ffn, num_history)
+        hidden = self.ffn.widen(normed)
+        del normed
+        return add_gated(x, self.ffn.narrow(hidden), gate_ffn, num_history)
 
 
 class OutputNorm(nn.Module):
