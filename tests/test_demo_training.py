@@ -1,14 +1,17 @@
 """The demo's training is Helios' training in small: its targets are what the sampler asks for."""
 
+import random
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from einops import rearrange
 
+from helios_core.codec import WanCodec
 from helios_core.demo import DEMO_SETTINGS, world
-from helios_core.demo.model import encode_prompt
+from helios_core.demo.model import VAE_FILE, encode_prompt
 from helios_core.pyramid import renoise, renoise_shape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -62,6 +65,21 @@ def test_videos_go_on_from_chunk_to_chunk(codec):
     torch.testing.assert_close(second, world.render(scene, start, range(33, 34)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_vae_gives_the_latents_that_the_transformer_is_trained_on_whatever_machine_finds_them(num_threads):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        codec = LinearCodec.fitted()
+    finally:
+        torch.set_num_threads(threads)
+    scene = world.Scene("yellow", "triangle", "down", "grey")
+    pixels = rearrange(world.render(scene, (30.0, 20.0), range(33)) * 2 - 1, "t h w c -> 1 c t h w")
+    wanted = codec.encode(pixels)
+    error = (WanCodec.from_file(VAE_FILE).encode(pixels) - wanted).square().mean((0, 2, 3, 4)).sqrt()
+    assert error.max() < 0.3 * wanted.std()
+
+
 def test_what_is_empty_in_the_past_stays_empty_and_the_rest_is_changed_in_part(codec):
     frames = torch.randn(40, 16, 20, 8, 8)
     frames[:, :, :10] = 0
@@ -88,6 +106,18 @@ def test_a_picture_is_the_first_frame_to_make_which_weighs_more_and_often_has_no
     assert distance.median() < 0.1 * batch.target[is_picture].square().mean()
     has_no_prompt = (batch.prompts == videos.prompts[-1]).flatten(1).all(1).float()
     assert has_no_prompt[is_picture].mean() > 0.25 > has_no_prompt[~is_picture].mean()
+
+
+def test_without_a_prompt_a_picture_moves_to_one_side(videos):
+    draw = random.Random(0)
+    untold = [training.draw_chunk(videos, "picture", False, draw) for _ in range(20)]
+    told = [training.draw_chunk(videos, "picture", True, draw) for _ in range(40)]
+
+    def directions(chunks):
+        return {training.SCENES[videos.scenes[video, target]].direction for video, target in chunks}
+
+    assert directions(untold) == {world.UNTOLD_DIRECTION}
+    assert len(directions(told)) > 2
 
 
 def test_a_fifth_of_the_past_is_as_noisy_as_the_past_that_a_video_begins_with(codec):

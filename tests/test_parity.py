@@ -107,8 +107,8 @@ def test_in_bfloat16_we_are_no_further_from_float32_than_the_reference(case):
     # Measured: Base 1.3 %, Mid 2.8 %, Distilled 0.6 % of the latents' standard deviation from float32, the reference's
     # distances are the same to two digits. Distilled's bits are the reference's where torch's sum x + gate * update in
     # one pass rounds as it does in two; without AVX-512 one in 50,000 falls on the other side of a bfloat16, and the
-    # latents differ by 0.4 %. With UniPC ours differ, since diffusers rounds sigma itself to bfloat16 before it multiplies
-    # the velocity.
+    # latents differ by 0.4 %. With UniPC ours differ, since diffusers rounds sigma itself to bfloat16 before it
+    # multiplies the velocity.
     assert distance(actual, truth) < 1.1 * distance(expected, truth)
     same_bits = case.variant == "distilled" and "AVX512" in torch.backends.cpu.get_cpu_capability()
     assert distance(actual, expected) < (1e-6 if same_bits else 0.05)

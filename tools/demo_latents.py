@@ -83,4 +83,8 @@ def _blocks(frames: torch.Tensor) -> torch.Tensor:
 
 def _components(data: torch.Tensor, count: int) -> torch.Tensor:
     """The leading principal directions (count, D) of centred data (N, D)."""
-    return torch.linalg.eigh(data.T @ data)[1].flip(1)[:, :count].T
+    found = torch.linalg.eigh(data.T @ data)[1].flip(1)[:, :count].T
+    # A direction and its opposite are as good, and which is found depends on the machine and even on its threads. So
+    # they are turned to one side: of a plane that lies near none of them.
+    side = torch.randn(data.shape[1], generator=torch.Generator().manual_seed(28)).to(found)
+    return found * (found @ side).sign()[:, None]

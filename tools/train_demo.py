@@ -57,6 +57,9 @@ PICTURE_WEIGHT = 16.0  # in the loss, of the frame that must equal the picture: 
 START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
 
 
+SCENES = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
+
+
 # The data ------------------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +67,7 @@ START_ERROR = 0.3  # up to which standard deviation a stage enters with errors o
 class Videos:
     """Latents of N toy videos. `chunks` (N, 4, 16, 9, 8, 8); `stills` (N, 4, 16, 1, 8, 8): the last latent frame of 33
     times the chunk's first picture; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4)
-    index into `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
+    index into SCENES and `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
 
     chunks: torch.Tensor
     stills: torch.Tensor
@@ -80,19 +83,18 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
     """
     generator = torch.Generator().manual_seed(seed)
     draw = random.Random(seed)
-    scenes = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
-    index = {scene: number for number, scene in enumerate(scenes)}
-    rows = [*(encode_prompt(scene.prompt) for scene in scenes), encode_prompt("")]
+    index = {scene: number for number, scene in enumerate(SCENES)}
+    rows = [*(encode_prompt(scene.prompt) for scene in SCENES), encode_prompt("")]
     chunks, stills, earlier, told = [], [], [], []
     for number in tqdm(range(count), desc="videos"):
-        scene = draw.choice(scenes)
+        scene = draw.choice(SCENES)
         changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
         start = world.random_start(scene, generator, opening=number < count // 2)
         before = draw.randrange(-1000, 0)
         earlier.append(_encode(codec, world.render(scene, start, range(before, before + 1))))
         for chunk in range(CHUNKS):
             if chunk == changes_at:
-                scene = draw.choice(scenes)
+                scene = draw.choice(SCENES)
             clip = world.render(scene, start, range(FRAMES_PER_CHUNK))
             chunks.append(_encode(codec, clip))
             stills.append(_encode(codec, clip[:1].expand(5, -1, -1, -1))[:, :, -1:])
@@ -128,17 +130,12 @@ def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torc
     targets, pasts, anchors, prompts = [], [], [], []
     weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
     for sample in range(size):
-        video = draw.randrange(len(videos.chunks))
         (kind,) = draw.choices(list(PASTS), PASTS.values())
-        target = draw.randrange(CHUNKS)
-        if kind == "nothing":
-            video, target = video // 2, 0
-        elif kind == "chunks":
-            target = draw.choice((1, 2, 3, 3))  # a long video has three chunks of past nearly always
+        is_told = draw.random() > PROMPT_DROPOUT[kind]
+        video, target = draw_chunk(videos, kind, is_told, draw)
         chunks, scenes = videos.chunks[video], videos.scenes[video]
         frames = torch.zeros(16, 19, 8, 8)
         anchor = torch.zeros(16, 1, 8, 8)
-        may_drop = True
         if kind == "picture":
             frames[:, -1:], anchor = videos.stills[video, target], chunks[target, :, :1]
             weights[sample, :, 0] = PICTURE_WEIGHT
@@ -149,16 +146,29 @@ def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torc
             if num_past == 3 and draw.random() < 0.7:
                 anchor = videos.earlier[video]
             # A change of scene is not to be guessed without its prompt.
-            may_drop = bool(scenes[target - 1] == scenes[target])
-        dropped = may_drop and draw.random() < PROMPT_DROPOUT[kind]
+            is_told = is_told or bool(scenes[target - 1] != scenes[target])
         targets.append(chunks[target])
         pasts.append(frames)
         anchors.append(anchor)
-        prompts.append(len(videos.prompts) - 1 if dropped else int(scenes[target]))
+        prompts.append(int(scenes[target]) if is_told else len(videos.prompts) - 1)
     frames, anchor = torch.stack(pasts).float(), torch.stack(anchors).float()
     both = corrupt(torch.cat((anchor, frames), dim=2), light, generator)
     past = HeliosMemory(both[:, :, 1:], anchor=both[:, :, :1])
     return Batch(torch.stack(targets).float(), weights, past, videos.prompts[prompts])
+
+
+def draw_chunk(videos: Videos, kind: str, is_told: bool, draw: random.Random) -> tuple[int, int]:
+    """A chunk to make, as video and place in it, that can have such a past and, unless `is_told`, no prompt."""
+    while True:
+        video, target = draw.randrange(len(videos.chunks)), draw.randrange(CHUNKS)
+        match kind:
+            case "nothing":
+                return video // 2, 0
+            case "chunks":
+                return video, draw.choice((1, 2, 3, 3))  # a long video has three chunks of past nearly always
+        scene = SCENES[videos.scenes[video, target]]
+        if is_told or scene.direction == world.UNTOLD_DIRECTION:
+            return video, target
 
 
 def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

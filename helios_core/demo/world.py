@@ -27,6 +27,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # (x, y); y grows downwards
+UNTOLD_DIRECTION = "right"  # in which the shape of a picture moves when no prompt says otherwise
 BACKGROUNDS = {"black": 0.10, "grey": 0.45, "white": 0.85}
 SHADE = 0.08  # backgrounds are this much darker at the top left and brighter at the bottom right
 
