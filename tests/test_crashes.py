@@ -166,7 +166,7 @@ def small_disk(tmp_path):
     """A file system of its own with too little room for the run, and a function that gives it more."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=112k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk needs the rights to do so")
     try:
