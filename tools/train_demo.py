@@ -46,14 +46,14 @@ from helios_core.transformer import HeliosTransformer
 
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
 BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheapest
-LEARNING_RATE = {"muon": 2e-3, "adamw": 1e-3}
-WARM_UP, DECAY = 200, 0.35  # steps, and the last part of all steps in which the learning rate falls to zero
+LEARNING_RATE = {"muon": 1.5e-3, "adamw": 7e-4}
+WARM_UP, DECAY = 200, 1.0  # steps, and the last part of all steps in which the learning rate falls to zero
 EMA = 0.9985
 # What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.
-PASTS = {"nothing": 0.2, "picture": 0.5, "chunks": 0.3}
+PASTS = {"nothing": 0.1, "picture": 0.65, "chunks": 0.25}
 # How often the prompt is left out. With it there is no need to look at the picture, so that must be learned without.
-PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.65, "chunks": 0.15}
-PICTURE_WEIGHT = 16.0  # in the loss, of the frame that must equal the picture: one of nine
+PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.7, "chunks": 0.15}
+PICTURE_WEIGHT = 12.0  # in the loss, of the frame that must equal the picture: one of nine
 START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
 
 
