@@ -354,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
     parser.add_argument("--steps", type=int, default=4600, help="in all, those of earlier runs included")
-    parser.add_argument("--videos", type=int, default=5000, help="number of toy videos (75 kB each in memory)")
+    parser.add_argument("--videos", type=int, default=8000, help="number of toy videos (75 kB each in memory)")
     parser.add_argument("--weights", type=Path, help="weights to begin with, in place of random ones (safetensors)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
