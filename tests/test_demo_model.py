@@ -57,10 +57,10 @@ def test_shapes_go_on_across_the_join_of_chunks(videos, seen):
 
 
 def test_a_picture_lives_on_without_a_prompt_through_the_memory_alone(bench):
-    # The weakest point of the model (see its card): the bounds are low, but without the memory they are not met.
+    # The weakest point of the model (see its card), so the bounds are lower than what must be reached.
     results = {result.name: result.value for result in measure.image_to_video(bench, SCENES)}
-    assert results["I2V first frame, dB below the VAE's own"] < 10
-    assert results["I2V without prompt keeps colour and shape, %"] >= 25
+    assert results["I2V first frame, dB below the VAE's own"] < 4
+    assert results["I2V without prompt keeps colour and shape, %"] >= 60
     assert results["... with the memory zeroed, %"] <= 15
 
 

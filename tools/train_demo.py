@@ -47,7 +47,7 @@ from helios_core.transformer import HeliosTransformer
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
 BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 1.5e-3, "adamw": 7e-4}
-WARM_UP, DECAY = 200, 1.0  # steps, and the last part of all steps in which the learning rate falls to zero
+WARM_UP = 200  # steps in which the learning rate rises; over the whole run it falls to zero
 EMA = 0.9985
 # What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.
 PASTS = {"nothing": 0.1, "picture": 0.65, "chunks": 0.25}
@@ -345,9 +345,8 @@ class Trainer:
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Warm-up, constant, then linearly down to zero over the last part."""
-    left = (num_steps - step) / (DECAY * num_steps)
-    return max(0.0, min(1.0, (step + 1) / WARM_UP, left))
+    """What LEARNING_RATE is multiplied with: linearly down to zero, after a warm-up."""
+    return max(0.0, min((step + 1) / WARM_UP, (num_steps - step) / num_steps))
 
 
 def main() -> None:
