@@ -290,7 +290,7 @@ def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tm
 
 
 def test_memory_stays_flat_from_chunk_5_to_chunk_40(make):
-    """Resident memory within 2 %, and no more bytes of living tensors than one chunk being encoded holds."""
+    """Resident memory grows by no more than 2 % (what earlier tests held may be given back), and no more bytes of living tensors than one chunk being encoded holds."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1])
@@ -309,7 +309,7 @@ def test_memory_stays_flat_from_chunk_5_to_chunk_40(make):
             seen[step.chunk_index] = (resident(), tensor_bytes())
 
     make(runs.video(41), hooks=Hooks(progress=watch))
-    assert seen[40][0] == pytest.approx(seen[5][0], rel=0.02)
+    assert seen[40][0] <= 1.02 * seen[5][0]
     frames_of_a_chunk = 4 * 33 * runs.SIZE * runs.SIZE * 3
     assert seen[40][1] <= seen[5][1] + frames_of_a_chunk
 
