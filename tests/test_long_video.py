@@ -290,7 +290,8 @@ def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tm
 
 
 def test_memory_stays_flat_from_chunk_5_to_chunk_40(make):
-    """Resident memory grows by no more than 2 % (what earlier tests held may be given back), and no more bytes of living tensors than one chunk being encoded holds."""
+    """Resident memory grows by no more than 2 % (what earlier tests held may be given back), and living tensors by no
+    more than one chunk being encoded holds."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1])
