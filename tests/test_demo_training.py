@@ -2,6 +2,7 @@
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch.distributed as dist
 from einops import rearrange
 
 from helios_core.codec import WanCodec
+from helios_core.conditioning import text_memory
 from helios_core.demo import DEMO_SETTINGS, world
-from helios_core.demo.model import VAE_FILE, encode_prompt
+from helios_core.demo.model import DEMO_CONFIG, VAE_FILE, encode_prompt
 from helios_core.pyramid import renoise, renoise_shape
+from helios_core.transformer import HeliosTransformer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import train_demo as training
@@ -50,6 +53,47 @@ def test_the_end_of_a_stage_renoised_has_the_distribution_that_the_next_one_star
 def test_the_last_stage_ends_at_the_data():
     data = torch.randn(2, 16, 9, 8, 8)
     torch.testing.assert_close(training.stage_flow(data, 1, torch.randn_like(data))[1], data)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_path_that_starts_astray_ends_at_the_same_place(stage):
+    data, error = torch.randn(2, 16, 9, 8, 8), torch.randn(2, 16, 9, 4, 4)
+    noise = torch.randn(training.shrink(data, 1 - stage).shape)
+    start, end = training.stage_flow(data, stage, noise)
+    start_astray, end_astray = training.stage_flow(data, stage, noise, error)
+    torch.testing.assert_close(end_astray, end)
+    assert (start_astray - start).abs().mean() > 0.1
+
+
+def test_only_what_has_a_past_is_led_astray_and_that_by_a_movement(videos, codec):
+    batch = training.sample_batch(videos, 96, codec.light, torch.Generator().manual_seed(0))
+    has_past = (batch.past.frames.abs().amax((1, 3, 4)) > 0).any(1)
+    assert (batch.astray.abs().amax((1, 2, 3, 4)) > 0).equal(has_past)
+    # A pixel's movement: some of the picture changes a little, never so much as to another picture.
+    small = training.lowest_stage(videos.chunks.float())
+    changed = videos.astray.float().square().mean((2, 3, 4, 5)) / small.var((2, 3, 4, 5))
+    assert 0.001 < changed.median() < 0.1
+
+
+def test_more_blocks_begin_as_the_same_function(codec):
+    few = HeliosTransformer(replace(DEMO_CONFIG, num_layers=3))
+    many = training.deepened(few)
+    assert len(many.blocks) == DEMO_CONFIG.num_layers
+    latents = torch.randn(2, 16, 9, 8, 8)
+    memory = text_memory(width=64, height=64, batch_size=2).window("cpu")
+    prompt = torch.cat([encode_prompt("a red circle"), encode_prompt("")])
+
+    def velocity(model):
+        return model(latents, torch.tensor([700.0, 100.0]), model.encode_prompt(prompt), model.encode_memory(memory))
+
+    with torch.no_grad():
+        assert velocity(many).equal(velocity(few))
+
+
+@pytest.mark.parametrize("num_layers", [2, 7])
+def test_weights_that_cannot_be_made_as_deep_are_named(num_layers):
+    with pytest.raises(ValueError, match=f"the weights have {num_layers} blocks; 3 to 6"):
+        training.deepened(HeliosTransformer(replace(DEMO_CONFIG, num_layers=num_layers)))
 
 
 def test_no_prompt_of_training_is_of_a_held_out_scene(videos):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import random
 import sys
@@ -45,7 +46,7 @@ from helios_core.pyramid import renoise_scales, stage_ranges
 from helios_core.transformer import HeliosTransformer
 
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
-BATCH = (48, 16)  # samples of each stage: the lowest decides most, and is cheapest
+BATCH = (48, 20)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 1.5e-3, "adamw": 7e-4}
 WARM_UP = 200  # steps in which the learning rate rises; over the whole run it falls to zero
 EMA = 0.9985
@@ -55,6 +56,9 @@ PASTS = {"nothing": 0.1, "picture": 0.65, "chunks": 0.25}
 PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.7, "chunks": 0.15}
 PICTURE_WEIGHT = 12.0  # in the loss, of the frame that must equal the picture: one of nine
 START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
+# Most such errors are of place. Where the past tells the place, each stage also starts with the shape some pixels off
+# (this is the standard deviation) and must come back; else it would trust the first steps more than the past.
+ASTRAY = 0.5
 
 
 SCENES = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
@@ -66,11 +70,13 @@ SCENES = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
 @dataclass
 class Videos:
     """Latents of N toy videos. `chunks` (N, 4, 16, 9, 8, 8); `stills` (N, 4, 16, 1, 8, 8): the last latent frame of 33
-    times the chunk's first picture; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4)
-    index into SCENES and `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
+    times the chunk's first picture; `astray` (N, 4, 16, 9, 4, 4): how a chunk's lowest stage changes when the shape is
+    a pixel off; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4) index into SCENES
+    and `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
 
     chunks: torch.Tensor
     stills: torch.Tensor
+    astray: torch.Tensor
     earlier: torch.Tensor
     scenes: torch.Tensor
     prompts: torch.Tensor
@@ -85,7 +91,7 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
     draw = random.Random(seed)
     index = {scene: number for number, scene in enumerate(SCENES)}
     rows = [*(encode_prompt(scene.prompt) for scene in SCENES), encode_prompt("")]
-    chunks, stills, earlier, told = [], [], [], []
+    chunks, stills, astray, earlier, told = [], [], [], [], []
     for number in tqdm(range(count), desc="videos"):
         scene = draw.choice(SCENES)
         changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
@@ -98,11 +104,16 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
             clip = world.render(scene, start, range(FRAMES_PER_CHUNK))
             chunks.append(_encode(codec, clip))
             stills.append(_encode(codec, clip[:1].expand(5, -1, -1, -1))[:, :, -1:])
+            angle = draw.uniform(0, 2 * math.pi)
+            beside = (start[0] + math.cos(angle), start[1] + math.sin(angle))
+            moved = _encode(codec, world.render(scene, beside, range(FRAMES_PER_CHUNK)))
+            astray.append(lowest_stage(moved.float() - chunks[-1].float()).half())
             told.append(index[scene])
             start = world.position(scene, start, FRAMES_PER_CHUNK)
     return Videos(
         torch.cat(chunks).unflatten(0, (count, CHUNKS)),
         torch.cat(stills).unflatten(0, (count, CHUNKS)),
+        torch.cat(astray).unflatten(0, (count, CHUNKS)),
         torch.cat(earlier),
         torch.tensor(told).view(count, CHUNKS),
         torch.cat(rows),
@@ -115,10 +126,11 @@ def _encode(codec: LinearCodec, frames: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Batch:
-    """Chunks (B, 16, 9, 8, 8) to learn, the weights (B, 1, 9, 1, 1) of their frames in the loss, their past, and prompt
-    rows (B, L, text_dim)."""
+    """Chunks (B, 16, 9, 8, 8) to learn, errors of place (B, 16, 9, 4, 4) for the lowest stage of each, the weights
+    (B, 1, 9, 1, 1) of their frames in the loss, their past, and prompt rows (B, L, text_dim)."""
 
     target: torch.Tensor
+    astray: torch.Tensor
     weights: torch.Tensor
     past: HeliosMemory
     prompts: torch.Tensor
@@ -127,7 +139,7 @@ class Batch:
 def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
     """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
     draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
-    targets, pasts, anchors, prompts = [], [], [], []
+    targets, astray, pasts, anchors, prompts = [], [], [], [], []
     weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
     for sample in range(size):
         (kind,) = draw.choices(list(PASTS), PASTS.values())
@@ -148,13 +160,14 @@ def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torc
             # A change of scene is not to be guessed without its prompt.
             is_told = is_told or bool(scenes[target - 1] != scenes[target])
         targets.append(chunks[target])
+        astray.append(videos.astray[video, target] * (0.0 if kind == "nothing" else draw.gauss(0, ASTRAY)))
         pasts.append(frames)
         anchors.append(anchor)
         prompts.append(int(scenes[target]) if is_told else len(videos.prompts) - 1)
     frames, anchor = torch.stack(pasts).float(), torch.stack(anchors).float()
     both = corrupt(torch.cat((anchor, frames), dim=2), light, generator)
     past = HeliosMemory(both[:, :, 1:], anchor=both[:, :, :1])
-    return Batch(torch.stack(targets).float(), weights, past, videos.prompts[prompts])
+    return Batch(torch.stack(targets).float(), torch.stack(astray).float(), weights, past, videos.prompts[prompts])
 
 
 def draw_chunk(videos: Videos, kind: str, is_told: bool, draw: random.Random) -> tuple[int, int]:
@@ -200,8 +213,8 @@ def stage_flow(
     data: torch.Tensor, stage: int, noise: torch.Tensor, error: torch.Tensor | float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both ends of a stage's flow for chunks `data` (B, C, T, h, w): what `renoise` enters it with, and what it must
-    end with; the noise is the same at both, so that the path between them is straight. `error` is of the stage before,
-    at the size of that."""
+    end with; the noise is the same at both, so that the path between them is straight. The path starts with `error`,
+    at the size of the stage before."""
     schedule = DEMO_SETTINGS.schedule
     ranges = stage_ranges(schedule)
     last = schedule.num_stages - 1
@@ -209,10 +222,15 @@ def stage_flow(
     end_sigma = ranges[stage + 1].start_sigma if stage < last else 0.0
     end = (1 - end_sigma) * clean + end_sigma * noise
     if stage == 0:
-        return noise, end
+        return noise + error, end
     upsampled = F.interpolate(shrink(clean, 1) + error, scale_factor=(1, 2, 2), mode="nearest")
     signal = renoise_scales(schedule, ranges[stage].start_sigma)[0] * (1 - ranges[stage].start_sigma)
     return signal * upsampled + (1 - signal) * noise, end
+
+
+def lowest_stage(x: torch.Tensor) -> torch.Tensor:
+    """Latents at the size of the pyramid's first stage."""
+    return shrink(x, DEMO_SETTINGS.schedule.num_stages - 1)
 
 
 def shrink(x: torch.Tensor, times: int) -> torch.Tensor:
@@ -225,10 +243,10 @@ def shrink(x: torch.Tensor, times: int) -> torch.Tensor:
 def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the velocity at a random point of the stage's flow (flow matching)."""
     small = shrink(batch.target, DEMO_SETTINGS.schedule.num_stages - 1 - stage)
-    error = 0.0
+    error = batch.astray
     if stage > 0:
         spread = START_ERROR * torch.rand(len(small), 1, 1, 1, 1, generator=generator)
-        error = spread * torch.randn(shrink(small, 1).shape, generator=generator)
+        error = error + spread * torch.randn(error.shape, generator=generator)
     start, end = stage_flow(batch.target, stage, torch.randn(small.shape, generator=generator), error)
     sigma = torch.rand(len(small), generator=generator).view(-1, 1, 1, 1, 1)
     span = stage_ranges(DEMO_SETTINGS.schedule)[stage]
@@ -261,7 +279,7 @@ class Trainer:
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         self.model = HeliosTransformer(DEMO_CONFIG, dtype=dtype).to(device)
         if start is not None:
-            initial = load_transformer(open_checkpoint(start), dtype=torch.float32)
+            initial = deepened(load_transformer(open_checkpoint(start), dtype=torch.float32))
         else:
             initial = HeliosTransformer(DEMO_CONFIG)
             torch.nn.init.zeros_(initial.proj_out.weight)  # begins by predicting no change
@@ -342,6 +360,31 @@ class Trainer:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self._publish()
+
+
+@torch.no_grad()
+def deepened(model: HeliosTransformer) -> HeliosTransformer:
+    """The same function with as many blocks as DEMO_CONFIG has: the new ones are spread among the old, each a copy of
+    the one before it that adds nothing yet."""
+    deep = HeliosTransformer(DEMO_CONFIG)
+    old, new = len(model.blocks), len(deep.blocks)
+    if not old <= new <= 2 * old:
+        raise ValueError(f"the weights have {old} blocks; {new // 2 + new % 2} to {new} can be made into {new}")
+    blocks = model.blocks
+    model.blocks = torch.nn.ModuleList()
+    deep.load_state_dict(model.state_dict(), strict=False)
+    model.blocks = blocks
+    extra = new - old
+    targets = iter(deep.blocks)
+    for index, block in enumerate(blocks):
+        next(targets).load_state_dict(block.state_dict())
+        if (index + 1) * extra // old > index * extra // old:
+            copy = next(targets)
+            copy.load_state_dict(block.state_dict())
+            for layer in (copy.attn1.to_out[0], copy.attn2.to_out[0], copy.ffn.net[2]):
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+    return deep
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -26,7 +26,7 @@ DEMO_CONFIG = TransformerConfig(
     text_dim=64,
     freq_dim=64,
     ffn_dim=512,
-    num_layers=4,
+    num_layers=6,
     rope_dim=(12, 10, 10),
     rope_theta=100.0,
 )
