@@ -30,7 +30,7 @@ DEMO_CONFIG = TransformerConfig(
     rope_dim=(12, 10, 10),
     rope_theta=100.0,
 )
-DEMO_SETTINGS = SamplingSettings(ScheduleConfig.with_stages(2, solver="euler"), steps=(8, 8), guidance_scale=1.5)
+DEMO_SETTINGS = SamplingSettings(ScheduleConfig.with_stages(2, solver="euler"), steps=(8, 8), guidance_scale=1.25)
 NUM_WORDS = 12  # rows of a prompt; the longest of the toy world has nine words
 
 
