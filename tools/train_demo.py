@@ -3,207 +3,43 @@
 
     python tools/train_demo.py --out training --steps 4600
 
-Every step takes one batch for each pyramid stage. A sample is a chunk of a toy video with what comes before it: nothing
-(text-to-video), a picture of its first frame (image-to-video), or one, two or more chunks (video-to-video and going
-on). The past is corrupted frame by frame, since the model will have to go on from its own mistakes. A second run with
-the same `--out` goes on from the last checkpoint, also with more steps. A CPU core takes about a second a step; two
-share out the stages: `torchrun --nproc-per-node 2 tools/train_demo.py --out training`.
+Every step takes one batch of `demo_data` for each pyramid stage. A second run with the same `--out` goes on from the
+last checkpoint, also with more steps. A CPU core takes about a second a step; two share out the stages:
+`torchrun --nproc-per-node 2 tools/train_demo.py --out training`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
-import random
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from einops import rearrange
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from demo_data import Batch, Videos, cached_videos, sample_batch, shrink
 from demo_latents import LinearCodec, has_fast_bf16
 from muon import Muon
 from plot_lines import plot_lines
 
 from helios_core.checkpoint import load_transformer, open_checkpoint
 from helios_core.checkpoint_writing import save_transformer
-from helios_core.conditioning import DEFAULT_SIGMA_RANGE
-from helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
-from helios_core.demo import world
-from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS, encode_prompt
-from helios_core.memory import HeliosMemory
+from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS
 from helios_core.pyramid import renoise_scales, stage_ranges
 from helios_core.transformer import HeliosTransformer
 
-CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
 BATCH = (48, 20)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 1.5e-3, "adamw": 7e-4}
 WARM_UP = 200  # steps in which the learning rate rises; over the whole run it falls to zero
 EMA = 0.9985
-# What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.
-PASTS = {"nothing": 0.1, "picture": 0.65, "chunks": 0.25}
-# How often the prompt is left out. With it there is no need to look at the picture, so that must be learned without.
-PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.7, "chunks": 0.15}
-PICTURE_WEIGHT = 12.0  # in the loss, of the frame that must equal the picture: one of nine
 START_ERROR = 0.3  # up to which standard deviation a stage enters with errors of the one before, as it will in sampling
-# Most such errors are of place. Where the past tells the place, each stage also starts with the shape some pixels off
-# (this is the standard deviation) and must come back; else it would trust the first steps more than the past.
-ASTRAY = 0.5
-
-
-SCENES = [scene for scene in world.all_scenes() if not world.is_held_out(scene)]
-
-
-# The data ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Videos:
-    """Latents of N toy videos. `chunks` (N, 4, 16, 9, 8, 8); `stills` (N, 4, 16, 1, 8, 8): the last latent frame of 33
-    times the chunk's first picture; `astray` (N, 4, 16, 9, 4, 4): how a chunk's lowest stage changes when the shape is
-    a pixel off; `earlier` (N, 16, 1, 8, 8): the first frame of a chunk long before; `scenes` (N, 4) index into SCENES
-    and `prompts`: what the chunk shows; `prompts` (S + 1, rows, text_dim), the last one empty."""
-
-    chunks: torch.Tensor
-    stills: torch.Tensor
-    astray: torch.Tensor
-    earlier: torch.Tensor
-    scenes: torch.Tensor
-    prompts: torch.Tensor
-
-
-def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
-    """Draw and encode `count` videos; in a third of them the scene changes at a chunk's begin, the place does not.
-
-    The first half begin with an opening.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draw = random.Random(seed)
-    index = {scene: number for number, scene in enumerate(SCENES)}
-    rows = [*(encode_prompt(scene.prompt) for scene in SCENES), encode_prompt("")]
-    chunks, stills, astray, earlier, told = [], [], [], [], []
-    for number in tqdm(range(count), desc="videos"):
-        scene = draw.choice(SCENES)
-        changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
-        start = world.random_start(scene, generator, opening=number < count // 2)
-        before = draw.randrange(-1000, 0)
-        earlier.append(_encode(codec, world.render(scene, start, range(before, before + 1))))
-        for chunk in range(CHUNKS):
-            if chunk == changes_at:
-                scene = draw.choice(SCENES)
-            clip = world.render(scene, start, range(FRAMES_PER_CHUNK))
-            chunks.append(_encode(codec, clip))
-            stills.append(_encode(codec, clip[:1].expand(5, -1, -1, -1))[:, :, -1:])
-            angle = draw.uniform(0, 2 * math.pi)
-            beside = (start[0] + math.cos(angle), start[1] + math.sin(angle))
-            moved = _encode(codec, world.render(scene, beside, range(FRAMES_PER_CHUNK)))
-            astray.append(lowest_stage(moved.float() - chunks[-1].float()).half())
-            told.append(index[scene])
-            start = world.position(scene, start, FRAMES_PER_CHUNK)
-    return Videos(
-        torch.cat(chunks).unflatten(0, (count, CHUNKS)),
-        torch.cat(stills).unflatten(0, (count, CHUNKS)),
-        torch.cat(astray).unflatten(0, (count, CHUNKS)),
-        torch.cat(earlier),
-        torch.tensor(told).view(count, CHUNKS),
-        torch.cat(rows),
-    )
-
-
-def _encode(codec: LinearCodec, frames: torch.Tensor) -> torch.Tensor:
-    return codec.encode(rearrange(frames * 2 - 1, "t h w c -> 1 c t h w")).half().contiguous()
-
-
-@dataclass
-class Batch:
-    """Chunks (B, 16, 9, 8, 8) to learn, errors of place (B, 16, 9, 4, 4) for the lowest stage of each, the weights
-    (B, 1, 9, 1, 1) of their frames in the loss, their past, and prompt rows (B, L, text_dim)."""
-
-    target: torch.Tensor
-    astray: torch.Tensor
-    weights: torch.Tensor
-    past: HeliosMemory
-    prompts: torch.Tensor
-
-
-def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
-    """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
-    draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
-    targets, astray, pasts, anchors, prompts = [], [], [], [], []
-    weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)
-    for sample in range(size):
-        (kind,) = draw.choices(list(PASTS), PASTS.values())
-        is_told = draw.random() > PROMPT_DROPOUT[kind]
-        video, target = draw_chunk(videos, kind, is_told, draw)
-        chunks, scenes = videos.chunks[video], videos.scenes[video]
-        frames = torch.zeros(16, 19, 8, 8)
-        anchor = torch.zeros(16, 1, 8, 8)
-        if kind == "picture":
-            frames[:, -1:], anchor = videos.stills[video, target], chunks[target, :, :1]
-            weights[sample, :, 0] = PICTURE_WEIGHT
-        elif kind == "chunks":
-            num_past = draw.randint(1, target)
-            past = torch.cat(tuple(chunks[target - num_past : target]), dim=1)[:, -19:]
-            frames[:, -past.shape[1] :], anchor = past, chunks[target - num_past, :, :1]
-            if num_past == 3 and draw.random() < 0.7:
-                anchor = videos.earlier[video]
-            # A change of scene is not to be guessed without its prompt.
-            is_told = is_told or bool(scenes[target - 1] != scenes[target])
-        targets.append(chunks[target])
-        astray.append(videos.astray[video, target] * (0.0 if kind == "nothing" else draw.gauss(0, ASTRAY)))
-        pasts.append(frames)
-        anchors.append(anchor)
-        prompts.append(int(scenes[target]) if is_told else len(videos.prompts) - 1)
-    frames, anchor = torch.stack(pasts).float(), torch.stack(anchors).float()
-    both = corrupt(torch.cat((anchor, frames), dim=2), light, generator)
-    past = HeliosMemory(both[:, :, 1:], anchor=both[:, :, :1])
-    return Batch(torch.stack(targets).float(), torch.stack(astray).float(), weights, past, videos.prompts[prompts])
-
-
-def draw_chunk(videos: Videos, kind: str, is_told: bool, draw: random.Random) -> tuple[int, int]:
-    """A chunk to make, as video and place in it, that can have such a past and, unless `is_told`, no prompt."""
-    while True:
-        video, target = draw.randrange(len(videos.chunks)), draw.randrange(CHUNKS)
-        match kind:
-            case "nothing":
-                return video // 2, 0
-            case "chunks":
-                return video, draw.choice((1, 2, 3, 3))  # a long video has three chunks of past nearly always
-        scene = SCENES[videos.scenes[video, target]]
-        if is_told or scene.direction == world.UNTOLD_DIRECTION:
-            return video, target
-
-
-def corrupt(frames: torch.Tensor, light: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Frame-aware corruption of the past (B, 16, T, 8, 8): to each frame noise, another exposure, blur, or nothing.
-
-    What is empty, having no past, stays empty.
-    """
-    size, _, count = frames.shape[:3]
-    shape = (size, 1, count, 1, 1)
-    kind = torch.rand(shape, generator=generator)
-    low, high = DEFAULT_SIGMA_RANGE  # half the noise is as strong as that of a picture or clip that a video begins with
-    usual = torch.rand(shape, generator=generator) < 0.5
-    sigma = torch.rand(shape, generator=generator)
-    sigma = torch.where(usual, low + sigma * (high - low), sigma * 0.3)
-    noisy = (1 - sigma) * frames + sigma * torch.randn(frames.shape, generator=generator)
-    gain = 1 + 0.2 * (torch.rand(shape, generator=generator) - 0.5)
-    exposed = gain * frames + (gain - 1) * light
-    flat = rearrange(frames, "b c t h w -> (b t) c h w")
-    blurred = F.interpolate(F.avg_pool2d(flat, 2), scale_factor=2, mode="bilinear")
-    blurred = rearrange(blurred, "(b t) c h w -> b c t h w", b=size)
-    mixed = torch.where(kind < 0.5, noisy, torch.where(kind < 0.6, exposed, torch.where(kind < 0.7, blurred, frames)))
-    return torch.where(frames.abs().amax((1, 3, 4), keepdim=True) > 0, mixed, frames)
 
 
 # The loss ------------------------------------------------------------------------------------------------------------
@@ -228,22 +64,10 @@ def stage_flow(
     return signal * upsampled + (1 - signal) * noise, end
 
 
-def lowest_stage(x: torch.Tensor) -> torch.Tensor:
-    """Latents at the size of the pyramid's first stage."""
-    return shrink(x, DEMO_SETTINGS.schedule.num_stages - 1)
-
-
-def shrink(x: torch.Tensor, times: int) -> torch.Tensor:
-    """Half the height and width of latents, `times` times."""
-    for _ in range(times):
-        x = F.avg_pool3d(x, (1, 2, 2))
-    return x
-
-
 def stage_loss(model, batch: Batch, stage: int, generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the velocity at a random point of the stage's flow (flow matching)."""
     small = shrink(batch.target, DEMO_SETTINGS.schedule.num_stages - 1 - stage)
-    error = batch.astray
+    error = batch.place_error
     if stage > 0:
         spread = START_ERROR * torch.rand(len(small), 1, 1, 1, 1, generator=generator)
         error = error + spread * torch.randn(error.shape, generator=generator)
@@ -366,22 +190,17 @@ class Trainer:
 def deepened(model: HeliosTransformer) -> HeliosTransformer:
     """The same function with as many blocks as DEMO_CONFIG has: the new ones are spread among the old, each a copy of
     the one before it that adds nothing yet."""
+    old, new = len(model.blocks), DEMO_CONFIG.num_layers
+    if old > new:
+        raise ValueError(f"the weights have {old} blocks; give weights with at most {new}, which DEMO_CONFIG has")
     deep = HeliosTransformer(DEMO_CONFIG)
-    old, new = len(model.blocks), len(deep.blocks)
-    if not old <= new <= 2 * old:
-        raise ValueError(f"the weights have {old} blocks; {new // 2 + new % 2} to {new} can be made into {new}")
-    blocks = model.blocks
-    model.blocks = torch.nn.ModuleList()
-    deep.load_state_dict(model.state_dict(), strict=False)
-    model.blocks = blocks
-    extra = new - old
-    targets = iter(deep.blocks)
-    for index, block in enumerate(blocks):
-        next(targets).load_state_dict(block.state_dict())
-        if (index + 1) * extra // old > index * extra // old:
-            copy = next(targets)
-            copy.load_state_dict(block.state_dict())
-            for layer in (copy.attn1.to_out[0], copy.attn2.to_out[0], copy.ffn.net[2]):
+    others = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.")}
+    deep.load_state_dict(others, strict=False)
+    sources = [((place + 1) * old - 1) // new for place in range(new)]
+    for place, (block, source) in enumerate(zip(deep.blocks, sources, strict=True)):
+        block.load_state_dict(model.blocks[source].state_dict())
+        if source in sources[:place]:
+            for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
                 torch.nn.init.zeros_(layer.weight)
                 torch.nn.init.zeros_(layer.bias)
     return deep
@@ -414,9 +233,9 @@ def train(options: argparse.Namespace) -> None:
     leads = dist.get_rank() == 0
     codec = LinearCodec.fitted()
     if leads:
-        cached_videos(codec, options)
+        cached_videos(codec, options.videos, options.seed, options.out)
     dist.barrier()
-    videos = cached_videos(codec, options)
+    videos = cached_videos(codec, options.videos, options.seed, options.out)
     trainer = Trainer(options.device, options.seed, options.weights)
     if (options.out / "checkpoint.pt").exists():
         trainer.load(options.out)
@@ -446,14 +265,6 @@ def plot_losses(folder: Path) -> None:
         rows = [[float(value) for value in row] for row in csv.reader(file)]
     curves = {f"stage {stage + 1}": [(row[0], row[1 + stage]) for row in rows] for stage in range(len(BATCH))}
     plot_lines(curves, folder / "loss.png", title="Squared error of the velocity", x_name="step", log=True)
-
-
-def cached_videos(codec: LinearCodec, options: argparse.Namespace) -> Videos:
-    """The videos, from a file when a run before made them."""
-    path = options.out / f"videos-{options.videos}-{options.seed}.safetensors"
-    if not path.exists():
-        save_file(vars(make_videos(codec, options.videos, options.seed)), path)
-    return Videos(**load_file(path))
 
 
 if __name__ == "__main__":
