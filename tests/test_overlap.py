@@ -1,5 +1,6 @@
 """Decoding beside the sampling: the order of what a GPU is told, the same file, and nothing lost on the way."""
 
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -132,15 +133,18 @@ def test_cancelling_while_a_chunk_is_decoded_loses_nothing(tmp_path):
     plan = job.plan
     job = replace(job, plan=lambda chunk: replace(plan(chunk), settings=settings))
     decoding = []
+    cancelled = threading.Event()
 
     def decode(latents):
         decoding.append("begun")
+        cancelled.wait(60)  # however few processors there are, the decoder is at work when the user cancels
         frames = runs.decode(latents)
         decoding.append("done")
         return frames
 
     def cancel():
         if decoding == ["begun"]:  # the sampler is in chunk 1, the decoder in chunk 0
+            cancelled.set()
             raise Cancelled
 
     options = overlapped(decode)
