@@ -77,7 +77,8 @@ def test_graphs_run_in_turns_and_one_that_fails_stops_no_other(tmp_path):
     tiny, refused = json.loads(told.stdout.splitlines()[-1])
     assert tiny["error"] == ""
     assert len(tiny["seconds"]) == len(tiny["nodes"]["HeliosChunkSampler"]) == 2
-    assert min(tiny["seconds"]) > max(tiny["nodes"]["HeliosChunkSampler"]) > 0
+    rounds = zip(tiny["seconds"], tiny["nodes"]["HeliosChunkSampler"], strict=True)
+    assert all(graph > sampler > 0 for graph, sampler in rounds)  # each round by itself: machines are noisy
     assert "HeliosLoader" not in tiny["nodes"]  # read in the warm-up, and in the cache since
     assert min(tiny["peaks"]) > 2**20
     assert tiny["chunks"] == 1
