@@ -102,11 +102,21 @@ def test_the_linear_layers_of_the_blocks_multiply_in_fp8_and_nothing_else_change
 
 @torch.no_grad()
 @pytest.mark.parametrize("timestep", [999.0, 300.0])
-def test_a_velocity_is_that_of_the_model_with_its_factors_rounded(models, timestep):
-    emulated = DemoModel().load_transformer()
-    for layer in (layer for block in emulated.blocks for layer in block.modules() if isinstance(layer, nn.Linear)):
-        layer.weight.copy_(rounded(layer.weight))
-        layer.register_forward_pre_hook(lambda _, given: (rounded(given[0].flatten(0, 1)).view_as(given[0]),))
+def test_in_a_velocity_every_product_is_that_of_its_factors_rounded(models, timestep):
+    """Layer by layer, as a last bit that another processor adds differently may round an input to the next fp8 number,
+    and the layers after it carry that on."""
+    plain, fast = models
+    weights, errors = dict(plain.named_parameters()), []
+
+    def compare(name, layer, x, product):
+        expected = F.linear(rounded(x.flatten(0, 1)), rounded(weights[f"{name}.weight"]), layer.bias)
+        errors.append(relative_error(product, expected.view_as(product)))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, made, name=name: compare(name, layer, given[0], made))
+        for name, layer in fast.named_modules()
+        if isinstance(layer, Fp8Linear)
+    ]
     rows = DemoModel().encode_prompts(["a red circle moves right"])[0]
     window = text_memory(width=64, height=64).window()
 
@@ -114,9 +124,12 @@ def test_a_velocity_is_that_of_the_model_with_its_factors_rounded(models, timest
         latents = randn(1, 16, 9, 8, 8)
         return model(latents, torch.tensor([timestep]), model.encode_prompt(rows), model.encode_memory(window))
 
-    exact, actual, expected = (velocity(model) for model in (*models, emulated))
-    assert relative_error(actual, exact) > 0.001
-    assert relative_error(actual, expected) < 0.01 * relative_error(actual, exact)
+    exact, actual = velocity(plain), velocity(fast)
+    assert len(errors) == len(hooks)
+    assert max(errors) < 1e-6
+    assert 0.001 < relative_error(actual, exact) < 0.2
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.parametrize(("scheme", "tolerance"), [("row-wise", 1e-6), ("weight_scale", 0.04), ("plain", 0.04)])
