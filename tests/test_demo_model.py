@@ -58,7 +58,7 @@ def test_shapes_go_on_across_the_join_of_chunks(videos, seen):
 
 def test_a_picture_lives_on_without_a_prompt_through_the_memory_alone(bench):
     results = {result.name: result.value for result in measure.image_to_video(bench, SCENES)}
-    assert results["I2V first frame, dB below the VAE's own"] < 1.5
+    assert results["I2V first frame, dB below the VAE's own"] < 1.2
     assert results["... with the anchor removed"] > 3
     assert results["I2V without prompt keeps colour and shape, %"] >= 90
     assert results["... with the memory zeroed, %"] <= 15
