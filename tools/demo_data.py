@@ -183,7 +183,9 @@ def cached_videos(codec: LinearCodec, count: int, seed: int, folder: Path) -> Vi
     """The videos, from a file when a run before made them."""
     path = folder / f"videos-{count}-{seed}.safetensors"
     if not path.exists():
-        save_file(vars(make_videos(codec, count, seed)), path)
+        unfinished = path.with_suffix(".new")
+        save_file(vars(make_videos(codec, count, seed)), unfinished)
+        unfinished.replace(path)
     return Videos(**load_file(path))
 
 

@@ -4,7 +4,8 @@
     python tools/train_demo.py --out training --steps 4600
 
 Every step takes one batch of `demo_data` for each pyramid stage. A second run with the same `--out` goes on from the
-last checkpoint, also with more steps. A CPU core takes about a second a step; two share out the stages:
+last checkpoint, also with more steps. The weights in the repository are of four runs, which their model card tells. A
+CPU core takes about a second a step; two share out the stages:
 `torchrun --nproc-per-node 2 tools/train_demo.py --out training`.
 """
 
@@ -193,16 +194,14 @@ def deepened(model: HeliosTransformer) -> HeliosTransformer:
     old, new = len(model.blocks), DEMO_CONFIG.num_layers
     if old > new:
         raise ValueError(f"the weights have {old} blocks; give weights with at most {new}, which DEMO_CONFIG has")
-    deep = HeliosTransformer(DEMO_CONFIG)
-    others = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.")}
-    deep.load_state_dict(others, strict=False)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.")}
     sources = [((place + 1) * old - 1) // new for place in range(new)]
-    for place, (block, source) in enumerate(zip(deep.blocks, sources, strict=True)):
-        block.load_state_dict(model.blocks[source].state_dict())
-        if source in sources[:place]:
-            for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-                torch.nn.init.zeros_(layer.weight)
-                torch.nn.init.zeros_(layer.bias)
+    for place, source in enumerate(sources):
+        for name, value in model.blocks[source].state_dict().items():
+            adds = name.startswith(("attn1.to_out.", "attn2.to_out.", "ffn.net.2."))
+            state[f"blocks.{place}.{name}"] = torch.zeros_like(value) if adds and source in sources[:place] else value
+    deep = HeliosTransformer(DEMO_CONFIG)
+    deep.load_state_dict(state)
     return deep
 
 
@@ -215,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, weights and the loss table")
     parser.add_argument("--steps", type=int, default=4600, help="in all, those of earlier runs included")
-    parser.add_argument("--videos", type=int, default=8000, help="number of toy videos (75 kB each in memory)")
+    parser.add_argument("--videos", type=int, default=8000, help="number of toy videos (100 kB each in memory)")
     parser.add_argument("--weights", type=Path, help="weights to begin with, in place of random ones (safetensors)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -255,8 +255,9 @@ def test_twenty_chunks_with_the_page_open_and_with_no_page_are_the_same_file(str
     (queued,) = [
         entry["prompt"] for entry in server.get("/history").values() if name in json.dumps(entry["prompt"][2])
     ]  # (number, id, graph, extra data, ...)
-    for _ in range(3):  # a worker that still tidies up behind the last prompt does not see the first
-        server.post("/free", {"free_memory": True})  # or ComfyUI would find that it has made all this
+    # Or ComfyUI would find that it has made all this. A worker that still tidies up behind the last prompt misses one.
+    for _ in range(3):
+        server.post("/free", {"free_memory": True})
         time.sleep(1)
     # Without a client_id nobody is told anything; the graph that is kept in the file is the same.
     again = server.post("/prompt", {"prompt": queued[2], "extra_data": {"extra_pnginfo": queued[3]["extra_pnginfo"]}})
