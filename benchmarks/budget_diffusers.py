@@ -14,7 +14,7 @@ import time
 import torch
 from diffusers import AutoencoderKLWan
 
-from helios_core.transformer import HeliosTransformer
+from helios_core.model.transformer import HeliosTransformer
 from tests import reference
 
 from .cases import GPU_CASES, TINY_CASE, Case

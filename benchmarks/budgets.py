@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from helios_core.config import FRAMES_PER_CHUNK
+from helios_core.geometry import FRAMES_PER_CHUNK
 
 from .budget_diffusers import OFFLOADS
 from .page import PAGE, command_line, facts, marks, table, write_section

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from helios_core.config import VARIANTS, SamplingSettings, TransformerConfig
+from helios_core.model.config import TransformerConfig
+from helios_core.sampling.settings import VARIANTS, SamplingSettings
 from tests import reference
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
-from helios_core.config import TransformerConfig
+from helios_core.model.config import TransformerConfig
 from tests.comfyui.harness.latents_graph import defaults
 from tests.comfyui.harness.samples import small_graph
 

@@ -19,17 +19,18 @@ import torch
 from diffusers import AutoencoderKLWan, HeliosTransformer3DModel
 from diffusers.models.transformers.transformer_helios import HeliosRotaryPosEmbed
 
-from helios_core import long_video
-from helios_core.codec import DiffusersWanCodec
-from helios_core.conditioning import text_memory
-from helios_core.config import LATENT_FRAMES_PER_CHUNK
-from helios_core.long_video import ChunkPlan, LongVideo, make_video
-from helios_core.noise import DiffusersNoise
-from helios_core.run_folder import RunFolder
-from helios_core.sampler import sample_chunks
-from helios_core.storage import ModelIdentity
-from helios_core.transformer import HeliosTransformer
-from helios_core.video import VideoWriter, from_pixels
+from helios_core.geometry import LATENT_FRAMES_PER_CHUNK
+from helios_core.media.frames import from_pixels
+from helios_core.media.writer import VideoWriter
+from helios_core.memory.storage import ModelIdentity
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.run import long_video
+from helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from helios_core.run.run_folder import RunFolder
+from helios_core.sampling.conditioning import text_memory
+from helios_core.sampling.loop import sample_chunks
+from helios_core.sampling.noise import DiffusersNoise
+from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 
 from .cases import PROMPT, Case

@@ -31,17 +31,17 @@ from statistics import median
 import torch
 from PIL import Image
 
-from helios_core.codec import DiffusersWanCodec
-from helios_core.conditioning import text_memory
-from helios_core.config import SamplingSettings, ScheduleConfig
 from helios_core.demo import DEMO_CONFIG
-from helios_core.long_video import ChunkPlan, LongVideo, make_video
-from helios_core.noise import DiffusersNoise
-from helios_core.run_folder import RunFolder
-from helios_core.sampler import Hooks
-from helios_core.storage import ModelIdentity
-from helios_core.transformer import HeliosTransformer
-from helios_core.video import from_pixels
+from helios_core.media.frames import from_pixels
+from helios_core.memory.storage import ModelIdentity
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from helios_core.run.run_folder import RunFolder
+from helios_core.sampling.conditioning import text_memory
+from helios_core.sampling.loop import Hooks
+from helios_core.sampling.noise import DiffusersNoise
+from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
+from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 from tools.plot_lines import plot_lines
 

@@ -29,15 +29,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from helios_core.cli import DTYPES
-from helios_core.codec import Codec
-from helios_core.conditioning import text_memory
-from helios_core.config import LATENT_FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, TransformerConfig
 from helios_core.demo import DemoModel
-from helios_core.fp8 import FP8, Fp8Linear, fp8_linear
-from helios_core.generate import ModelSource, PublishedModel
-from helios_core.noise import SeededNoise
-from helios_core.sampler import Hooks, sample_chunks
-from helios_core.transformer import HeliosTransformer
+from helios_core.geometry import LATENT_FRAMES_PER_CHUNK
+from helios_core.model.config import TransformerConfig
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.options.fp8 import FP8, Fp8Linear, fp8_linear
+from helios_core.sampling.conditioning import text_memory
+from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.noise import SeededNoise
+from helios_core.sampling.settings import VARIANTS, SamplingSettings
+from helios_core.sources import ModelSource, PublishedModel
+from helios_core.vae.codec import Codec
 from tests import reference
 
 # The published model's heads and proportions, at a size that a CPU can sample.

@@ -7,8 +7,9 @@ import zlib
 import torch
 from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
 
-from helios_core.config import MAX_PROMPT_TOKENS
-from helios_core.text import clean_prompt, split_words
+from helios_core.demo.words import split_words
+from helios_core.model.config import MAX_PROMPT_TOKENS
+from helios_core.script.text_encoder import clean_prompt
 
 _XXL = {"d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 256384}
 _TINY = {"d_ff": 64, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": 384}
@@ -44,7 +45,7 @@ class WordTokenizer:
 
 @torch.no_grad()
 def encode(encoder: UMT5EncoderModel, tokenizer: WordTokenizer, prompt: str) -> torch.Tensor:
-    """Rows (1, 512, text_dim), zero after the prompt's own tokens, as `helios_core.text.umt5_rows` gives them."""
+    """Rows (1, 512, text_dim), zero after the prompt's own tokens, as `script.text_encoder.umt5_rows` does."""
     tokens = tokenizer([clean_prompt(prompt)]).to(encoder.device)
     rows = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return rows * tokens.attention_mask[..., None].to(rows.dtype)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from helios_core.checkpoint import parameter_dtypes
-from helios_core.checkpoint_config import make_metadata
-from helios_core.checkpoint_writing import CONVERT_DTYPES, Planned, write_safetensors
-from helios_core.config import TransformerConfig
-from helios_core.transformer import HeliosTransformer
-from helios_core.wan_vae import WanVAE
+from helios_core.checkpoint.config import make_metadata
+from helios_core.checkpoint.loading import parameter_dtypes
+from helios_core.checkpoint.writing import CONVERT_DTYPES, Planned, write_safetensors
+from helios_core.model.config import TransformerConfig
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.vae.wan_vae import WanVAE
 
 
 def write_transformer(path: Path, config: TransformerConfig, dtype: str, variant: str = "distilled") -> None:

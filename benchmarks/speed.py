@@ -29,7 +29,7 @@ from statistics import median
 
 import torch
 
-from helios_core.config import FRAMES_PER_CHUNK
+from helios_core.geometry import FRAMES_PER_CHUNK
 from tests.live_tensors import LivePeak
 
 from .cases import CPU_CASES, GPU_CASES, TINY_CASE, Case

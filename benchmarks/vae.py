@@ -32,12 +32,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-from helios_core.codec import DiffusersWanCodec, WanCodec
-from helios_core.config import LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK
 from helios_core.demo.model import VAE_FILE
-from helios_core.overlap import SideStream
-from helios_core.wan_vae import Decoding, WanVAE
-from helios_core.wan_vae_file import load_wan_vae, vae_folder
+from helios_core.geometry import LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK
+from helios_core.vae.codec import DiffusersWanCodec, WanCodec
+from helios_core.vae.side_stream import SideStream
+from helios_core.vae.wan_vae import Decoding, WanVAE
+from helios_core.vae.wan_vae_file import load_wan_vae, vae_folder
 from tests.live_tensors import LivePeak
 
 from .contestants import synchronise

@@ -15,35 +15,30 @@ from typing import Any
 
 import torch
 
-from .checkpoint import open_checkpoint
-from .checkpoint_writing import CONVERT_DTYPES, convert_checkpoint
-from .config import (
-    FRAME_RATE,
-    FRAMES_PER_CHUNK,
-    HISTORY_REUSE,
-    VARIANTS,
-    SamplingSettings,
-    TransformerConfig,
-    check_size,
-    parse_steps,
-)
-from .cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
+from .checkpoint.checkpoint import open_checkpoint
+from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
-from .drift import AntiDrift
-from .generate import CLIP_FRAMES, Job, ModelSource, PublishedModel, generate
-from .long_video import ChunkDone
-from .memory import HeliosMemory
-from .noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
-from .run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
-from .sampler import Hooks, StepDone
-from .schedule import PromptSchedule
-from .schedule_text import parse_schedule
-from .segments import Encoding
-from .storage import load_memory, save_memory
-from .variant import sampling_advice
-from .video import contact_sheet, read_image, read_video
-from .wan_vae import DECODER_DTYPES, Decoding
+from .generate import CLIP_FRAMES, Job, generate
+from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
+from .media.frames import contact_sheet, read_image
+from .media.reader import read_video
+from .media.segments import Encoding
+from .memory.memory import HeliosMemory
+from .memory.storage import load_memory, save_memory
+from .model.config import TransformerConfig
+from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
+from .run.long_video import ChunkDone
+from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
+from .sampling.drift import AntiDrift
+from .sampling.loop import Hooks, StepDone
+from .sampling.noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
+from .sampling.variant import sampling_advice
+from .script.schedule import PromptSchedule
+from .script.schedule_text import parse_schedule
+from .sources import ModelSource, PublishedModel
+from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
 

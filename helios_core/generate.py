@@ -8,111 +8,34 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from .blending import EncodedSchedule
-from .checkpoint import load_transformer, open_checkpoint
-from .codec import Codec, WanCodec
-from .conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
-from .config import FRAMES_PER_CHUNK, VARIANTS, SamplingSettings, check_size
-from .cuda_graphs import check_cuda_graphs, graphed
-from .drift import AntiDrift
-from .fingerprint import file_fingerprint, fingerprint
-from .fp8 import check_fp8_products, fp8_linear
-from .lead_in import write_lead_in
-from .long_video import ChunkDone, ChunkPlan, LongVideo, make_video
-from .memory import HeliosMemory
-from .noise import NoiseSource, SeededNoise
-from .overlap import SideStream
-from .run_folder import RunFolder
-from .sampler import Hooks
-from .schedule import PromptSchedule, Segment
-from .segments import Encoding
-from .storage import ModelIdentity, check_memory
-from .text import umt5_rows
-from .transformer import HeliosTransformer
-from .video import Clip, from_pixels, resize_frames, to_pixels
-from .wan_vae import Decoding
+from .geometry import FRAMES_PER_CHUNK, check_size
+from .media.frames import from_pixels, resize_frames, to_pixels
+from .media.reader import Clip
+from .media.segments import Encoding
+from .memory.memory import HeliosMemory
+from .memory.storage import ModelIdentity, check_memory
+from .model.transformer import HeliosTransformer
+from .options.cuda_graphs import check_cuda_graphs, graphed
+from .run.lead_in import write_lead_in
+from .run.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
+from .run.run_folder import RunFolder
+from .sampling.conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
+from .sampling.drift import AntiDrift
+from .sampling.loop import Hooks
+from .sampling.noise import NoiseSource, SeededNoise
+from .sampling.settings import SamplingSettings
+from .script.blending import EncodedSchedule
+from .script.schedule import PromptSchedule, Segment
+from .sources import ModelSource
+from .vae.codec import Codec
+from .vae.side_stream import SideStream
+from .vae.wan_vae import Decoding
 
 # The last three chunks of a clip are all that a memory of 19 latent frames can hold.
 CLIP_FRAMES = 3 * FRAMES_PER_CHUNK
-
-
-class ModelSource(Protocol):
-    """The parts of a Helios, each loaded when it is needed: together they are larger than most cards."""
-
-    name: str
-    device: str  # to compute on
-    width: int  # default size of the video in pixels
-    height: int
-    settings: SamplingSettings
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells this model from others, as `fingerprint` does; without loading it."""
-
-    def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
-        """Text encoder rows (1, L, text_dim) of each prompt."""
-
-    def load_codec(self, decoding: Decoding | None = None) -> Codec:
-        """The VAE, which decodes as told (by default exactly)."""
-
-    def load_transformer(self) -> HeliosTransformer:
-        """The transformer, ready to sample."""
-
-
-class PublishedModel:
-    """A published Helios folder (`transformer`, `scheduler`, `vae`, `text_encoder`, `tokenizer`) as a `ModelSource`.
-
-    With `fp8_matmul` the blocks' linear layers multiply in fp8 (see `fp8`). Raises CheckpointError when the transformer
-    is incomplete, and ValueError when its variant is not known or the device cannot multiply in fp8.
-    """
-
-    width, height = 640, 384
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        variant: str | None,
-        dtype: torch.dtype,
-        device: str,
-        noise: NoiseSource,
-        fp8_matmul: bool = False,
-    ) -> None:
-        self.folder, self.dtype, self.device, self.noise, self.fp8_matmul = folder, dtype, device, noise, fp8_matmul
-        self.name = folder.name
-        self.checkpoint = open_checkpoint(folder)
-        if fp8_matmul:
-            check_fp8_products(device, self.checkpoint.config)
-        settings = VARIANTS[variant] if variant else self.checkpoint.settings
-        if settings is None:
-            raise ValueError(
-                f"{folder} has no scheduler/scheduler_config.json to tell which variant it is; "
-                f"give --variant {', '.join(VARIANTS)}"
-            )
-        self.settings = settings
-
-    @property
-    def fingerprint(self) -> str:
-        files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
-        numbers = [str(self.dtype), "fp8 products"] if self.fp8_matmul else [str(self.dtype)]
-        return fingerprint([file_fingerprint(file) for file in files], *numbers)
-
-    def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
-        return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
-
-    def load_codec(self, decoding: Decoding | None = None) -> Codec:
-        def posterior_noise(shape: torch.Size) -> torch.Tensor:
-            return self.noise.normal(tuple(shape), ("posterior", *shape))
-
-        return WanCodec.from_folder(self.folder, self.device, decoding=decoding, noise=posterior_noise)
-
-    def load_transformer(self) -> HeliosTransformer:
-        make_linear = fp8_linear if self.fp8_matmul else None
-        return load_transformer(self.checkpoint, dtype=self.dtype, device=self.device, make_linear=make_linear)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,23 @@
 """Helios Video Combine: latents or frames, and sound -> a video file."""
 
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import psutil
 import torch
 from comfy_api.latest import InputImpl, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..helios_core.audio import Sound
-from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK
-from ..helios_core.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
-from ..helios_core.video import VideoWriter
-from .context import check_vae
-from .folders import next_path
-from .graph_metadata import graph_metadata
-from .model import check_cancelled
-from .video_wire import sound_of_audio, sound_of_video
+from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
+from ..helios_core.media.audio import Sound
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.writer import VideoWriter
+from .host.folders import next_path
+from .host.graph_metadata import graph_metadata
+from .host.vae import check_vae, decode_chunks
+from .host.video_wire import sound_of_audio, sound_of_video
 from .wires import CATEGORY, check_chunk_latents
 
 logger = logging.getLogger(__name__)
@@ -243,12 +240,3 @@ class Preview:
                 frame.float().movedim(-1, 0)[None], (self.height, self.width), mode="bilinear", antialias=True
             )
             self.writer.write(small.movedim(1, -1))
-
-
-def decode_chunks(vae, samples: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Latents (num_chunks, 16, 9, h, w) in VAE space -> 33 frames (33, H, W, 3) in [0, 1], chunk after chunk."""
-    bar = comfy.utils.ProgressBar(len(samples))
-    for chunk in samples.split(1):
-        check_cancelled()
-        yield vae.decode(chunk)[0]
-        bar.update(1)

@@ -2,16 +2,14 @@
 
 from functools import partial
 
-import comfy.latent_formats
-import torch
 from comfy_api.latest import io
 
-from ..helios_core.blending import EncodedSchedule
-from ..helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from ..helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MemoryConfig, check_size, size_multiple
-from ..helios_core.memory import HeliosMemory
-from ..helios_core.noise import SeededNoise
-from .video_wire import fit_frames, last_frames
+from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, check_size, size_multiple
+from ..helios_core.memory.config import MemoryConfig
+from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from ..helios_core.sampling.noise import SeededNoise
+from .host.vae import check_vae, encode_frames
+from .host.video_wire import fit_frames, last_frames
 from .wires import CATEGORY, HeliosMemoryType
 
 RESIZE_MODES = ["crop", "stretch", "pad"]
@@ -156,36 +154,3 @@ def check_any_size(width: int, height: int) -> None:
     multiple = size_multiple(1)
     if min(width, height) < multiple or width % multiple or height % multiple:
         check_size(width, height, num_stages=3)
-
-
-def check_vae(vae) -> None:
-    """Raise ValueError unless `vae` has the latent geometry of the Wan 2.1 VAE."""
-    if vae is None:
-        raise ValueError("an image or video is connected but no VAE: connect a VAELoader with wan_2.1_vae.safetensors")
-    if (vae.latent_channels, vae.latent_dim) != (16, 3):
-        raise ValueError(
-            f"this VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions; Helios needs the "
-            "Wan 2.1 VAE (16 channels, 3 dimensions: wan_2.1_vae.safetensors)"
-        )
-
-
-def encode_anchors(script: EncodedSchedule, chunks: range, vae, memory: HeliosMemory) -> dict[int, torch.Tensor]:
-    """Latents (1, 16, 1, h, w), model space, of the anchor pictures that a schedule sets in these chunks."""
-    pictures = script.anchors_in(chunks)
-    if pictures and vae is None:
-        raise ValueError("the schedule sets anchor pictures: connect the Wan 2.1 VAE to vae, or remove the anchors")
-    if pictures:
-        check_vae(vae)
-    return {
-        chunk: encode_frames(vae, memory.width, memory.height, "crop", picture[None])
-        for chunk, picture in pictures.items()
-    }
-
-
-def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor) -> torch.Tensor:
-    """IMAGE (T, H, W, 3 or 4), T = 1 + 4k -> latents (1, 16, 1 + k, height/8, width/8) in model space.
-
-    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it.
-    """
-    latents = vae.encode(fit_frames(frames[..., :3], width, height, resize))
-    return comfy.latent_formats.Wan21().process_in(latents)

@@ -10,11 +10,11 @@ import torch
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy_api.latest import io
 
-from ..helios_core.checkpoint import open_checkpoint
+from ..helios_core.checkpoint.checkpoint import open_checkpoint
 from ..helios_core.demo import DEMO_CONFIG, DEMO_SETTINGS
 from ..helios_core.demo.model import NUM_WORDS, TRANSFORMER_FILE, VAE_FILE
-from ..helios_core.text import split_words, word_vector
-from .loading import make_patcher
+from ..helios_core.demo.words import split_words, word_vector
+from .host.loading import make_patcher
 from .wires import CATEGORY
 
 

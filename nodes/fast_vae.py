@@ -7,8 +7,8 @@ import comfy.sd
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.wan_vae import DECODER_DTYPES, Decoding, WanVAE
-from .context import check_vae
+from ..helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, WanVAE
+from .host.vae import check_vae
 from .wires import CATEGORY
 
 AUTO = "auto"

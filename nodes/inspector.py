@@ -9,15 +9,16 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
-from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK, VARIANTS, TransformerConfig
-from ..helios_core.cost import weight_bytes
-from ..helios_core.measures import DriftMeter
-from ..helios_core.memory import HeliosMemory
-from ..helios_core.memory_report import describe_memory, memory_strips
-from ..helios_core.pictures import draw_strips, plot_drift, to_tensor
-from .combine import decode_chunks
-from .context import check_vae
-from .model import check_cancelled, helios_model
+from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
+from ..helios_core.memory.memory import HeliosMemory
+from ..helios_core.model.config import TransformerConfig
+from ..helios_core.report.cost import weight_bytes
+from ..helios_core.report.drawings import draw_strips, plot_drift, to_tensor
+from ..helios_core.report.measures import DriftMeter
+from ..helios_core.report.memory_report import describe_memory, memory_strips
+from ..helios_core.sampling.settings import VARIANTS
+from .host.model import check_cancelled, helios_model
+from .host.vae import check_vae, decode_chunks
 from .wires import CATEGORY, HeliosMemoryType, check_chunk_latents
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..helios_core.config import VARIANTS
-from .loading import WEIGHT_DTYPES, load_model
+from ..helios_core.sampling.settings import VARIANTS
+from .host.loading import WEIGHT_DTYPES, load_model
 from .wires import CATEGORY
 
 FOLDER = "diffusion_models"

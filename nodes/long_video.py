@@ -6,22 +6,22 @@ from functools import partial
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
-from ..helios_core.blending import EncodedSchedule
-from ..helios_core.config import FRAME_RATE, FRAMES_PER_CHUNK, SamplingSettings
-from ..helios_core.drift import AntiDrift
-from ..helios_core.long_video import ChunkPlan, LongVideo, make_video
-from ..helios_core.noise import SeededNoise
-from ..helios_core.run_folder import RunFolder
-from ..helios_core.segments import Encoding
+from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
+from ..helios_core.media.segments import Encoding
+from ..helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from ..helios_core.run.run_folder import RunFolder
+from ..helios_core.sampling.drift import AntiDrift
+from ..helios_core.sampling.noise import SeededNoise
+from ..helios_core.sampling.settings import SamplingSettings
+from ..helios_core.script.blending import EncodedSchedule
 from .chunk_strip import ChunkStrip
-from .context import check_vae, encode_anchors
-from .folders import next_path, run_path
-from .graph_metadata import graph_metadata
-from .identity import model_identity, vae_identity
-from .model import helios_model, model_settings
-from .overlap import overlapped_decode
-from .run import sampling_run
-from .sampler import choose_settings
+from .host.folders import next_path, run_path
+from .host.graph_metadata import graph_metadata
+from .host.identity import model_identity, vae_identity
+from .host.model import helios_model, model_settings
+from .host.overlap import overlapped_decode
+from .host.sampling_run import sampling_run
+from .host.vae import check_vae, decode, decodes_elsewhere, encode_anchors
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
@@ -181,7 +181,7 @@ class HeliosLongVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         helios = helios_model(model)
         check_vae(vae)
-        settings = choose_settings(model_settings(model), steps, guidance_scale, amplify_first_chunk)
+        settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
         memory = memory.to("cpu")
         if seconds:
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
@@ -252,20 +252,6 @@ class Plan:
             noise=None if seed is None else SeededNoise(seed),
             anchor=self.anchors.get(chunk),
         )
-
-
-def decodes_elsewhere(vae, model) -> bool:
-    """Whether the VAE has a device of its own (--cpu-vae, a second GPU), and so can decode beside the sampling.
-
-    On one device ComfyUI may move the model's weights away to make room for the VAE, which it must not in the midst of
-    a forward: see `overlap`.
-    """
-    return vae.device != model.load_device
-
-
-def decode(helios, vae, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (1, 16, 9, h, w) in model space -> frames (33, H, W, 3) in [0, 1]."""
-    return vae.decode(helios.process_latent_out(latents))[0]
 
 
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:

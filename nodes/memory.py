@@ -4,9 +4,9 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..helios_core.run_folder import RunFolder
-from ..helios_core.storage import load_memory, save_memory
-from .folders import MEMORY_SUFFIX, list_memories, memory_path, next_path, run_path
+from ..helios_core.memory.storage import load_memory, save_memory
+from ..helios_core.run.run_folder import RunFolder
+from .host.folders import MEMORY_SUFFIX, list_memories, memory_path, next_path, run_path
 from .wires import CATEGORY, HeliosMemoryType
 
 logger = logging.getLogger(__name__)

@@ -1,19 +1,18 @@
 """Helios Chunk Sampler: MODEL, prompt and memory -> chunks of latents and the next memory."""
 
 import weakref
-from dataclasses import replace
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.blending import sample_schedule
-from ..helios_core.config import SamplingSettings, parse_steps
-from ..helios_core.noise import NOISE_SOURCES, noise_source
-from ..helios_core.sampler import check_job
-from .context import encode_anchors
-from .model import helios_model, model_settings
-from .run import sampling_run, unfinished_run
+from ..helios_core.sampling.loop import check_job
+from ..helios_core.sampling.noise import NOISE_SOURCES, noise_source
+from ..helios_core.sampling.settings import parse_steps
+from ..helios_core.script.blending import sample_schedule
+from .host.model import helios_model, model_settings
+from .host.sampling_run import sampling_run, unfinished_run
+from .host.vae import encode_anchors
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
@@ -122,7 +121,7 @@ class HeliosChunkSampler(io.ComfyNode):
         vae=None,
     ) -> io.NodeOutput:
         helios = helios_model(model)
-        settings = choose_settings(model_settings(model), steps, guidance_scale, amplify_first_chunk)
+        settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
         script = prompt_schedule(positive)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         guided = script.most_guided(span, settings)
@@ -159,15 +158,3 @@ class HeliosChunkSampler(io.ComfyNode):
         helios.unfinished_run = None
         samples = helios.process_latent_out(torch.cat(latents))
         return io.NodeOutput({"samples": samples}, memory)
-
-
-def choose_settings(
-    settings: SamplingSettings, steps: str, guidance_scale: float, amplify_first_chunk: bool
-) -> SamplingSettings:
-    """The variant's settings with what the node overrides. Raises ValueError when steps and stages do not match."""
-    return replace(
-        settings,
-        steps=parse_steps(steps) if steps else settings.steps,
-        guidance_scale=guidance_scale or settings.guidance_scale,
-        amplify_first_chunk=amplify_first_chunk,
-    )

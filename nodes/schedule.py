@@ -8,9 +8,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.blending import EncodedSchedule
-from ..helios_core.config import FRAME_RATE
-from ..helios_core.schedule import (
+from ..helios_core.geometry import FRAME_RATE
+from ..helios_core.media.frames import read_image
+from ..helios_core.script.blending import EncodedSchedule
+from ..helios_core.script.schedule import (
     BLEND_SHAPES,
     DEFAULT_BLEND,
     MAX_BLEND,
@@ -20,8 +21,7 @@ from ..helios_core.schedule import (
     PromptSchedule,
     Segment,
 )
-from ..helios_core.schedule_text import parse_schedule
-from ..helios_core.video import read_image
+from ..helios_core.script.schedule_text import parse_schedule
 from .wires import CATEGORY, HeliosScheduleType, prompt_embeds
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from dataclasses import replace
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from ..helios_core.config import HISTORY_REUSE
-from .model import HISTORY_REUSE_OPTION, STEP_CACHE_OPTION, helios_model
+from ..helios_core.sampling.settings import HISTORY_REUSE
+from .host.model import HISTORY_REUSE_OPTION, STEP_CACHE_OPTION, helios_model
 from .wires import CATEGORY
 
 

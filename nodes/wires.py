@@ -3,8 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.blending import EncodedSchedule
-from ..helios_core.config import LATENT_FRAMES_PER_CHUNK, MAX_PROMPT_TOKENS
+from ..helios_core.geometry import LATENT_FRAMES_PER_CHUNK
+from ..helios_core.model.config import MAX_PROMPT_TOKENS
+from ..helios_core.script.blending import EncodedSchedule
 
 CATEGORY = "Helios"
 

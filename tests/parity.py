@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from helios_core.config import MemoryConfig, SamplingSettings, ScheduleConfig, TransformerConfig
-from helios_core.memory import HeliosMemory
-from helios_core.noise import AuthorsNoise, DiffusersNoise, NoiseSource
-from helios_core.sampler import sample_chunks
-from helios_core.transformer import HeliosTransformer
+from helios_core.memory.config import MemoryConfig
+from helios_core.memory.memory import HeliosMemory
+from helios_core.model.config import TransformerConfig
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from helios_core.sampling.loop import sample_chunks
+from helios_core.sampling.noise import AuthorsNoise, DiffusersNoise, NoiseSource
+from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 from tests import reference
 
 SEED = 2024

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from helios_core.conditioning import text_memory
-from helios_core.config import SamplingSettings, ScheduleConfig
 from helios_core.demo import DemoModel
-from helios_core.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
-from helios_core.noise import SeededNoise
-from helios_core.run_folder import RunFolder
-from helios_core.sampler import Hooks
-from helios_core.storage import ModelIdentity
-from helios_core.video import from_pixels
+from helios_core.media.frames import from_pixels
+from helios_core.memory.storage import ModelIdentity
+from helios_core.run.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
+from helios_core.run.run_folder import RunFolder
+from helios_core.sampling.conditioning import text_memory
+from helios_core.sampling.loop import Hooks
+from helios_core.sampling.noise import SeededNoise
+from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 
 SIZE = 32
 SETTINGS = SamplingSettings(ScheduleConfig.with_stages(1), steps=(1,), guidance_scale=1.0)

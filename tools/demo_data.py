@@ -19,11 +19,11 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from helios_core.conditioning import DEFAULT_SIGMA_RANGE
-from helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
 from helios_core.demo import world
 from helios_core.demo.model import DEMO_SETTINGS, encode_prompt
-from helios_core.memory import HeliosMemory
+from helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
+from helios_core.memory.memory import HeliosMemory
+from helios_core.sampling.conditioning import DEFAULT_SIGMA_RANGE
 
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
 # What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.

@@ -26,25 +26,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from demo_latents import has_fast_bf16
 from plot_lines import plot_lines
 
-from helios_core.codec import Codec
-from helios_core.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from helios_core.config import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
 from helios_core.demo import DEMO_SETTINGS, DemoModel
 from helios_core.demo.judge import Seen, distance, look
 from helios_core.demo.model import encode_prompt
-from helios_core.demo.world import (
-    SIZE,
-    Scene,
-    all_scenes,
-    is_held_out,
-    random_start,
-    render,
-)
-from helios_core.drift import AntiDrift
-from helios_core.memory import HeliosMemory
-from helios_core.noise import SeededNoise
-from helios_core.sampler import sample_chunk
-from helios_core.transformer import HeliosTransformer
+from helios_core.demo.world import SIZE, Scene, all_scenes, is_held_out, random_start, render
+from helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
+from helios_core.memory.memory import HeliosMemory
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
+from helios_core.sampling.drift import AntiDrift
+from helios_core.sampling.loop import sample_chunk
+from helios_core.sampling.noise import SeededNoise
+from helios_core.vae.codec import Codec
 
 WORDS = ("colour", "background", "shape", "direction")
 

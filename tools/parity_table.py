@@ -4,7 +4,7 @@
     python tools/parity_table.py
 
 Each row is one video of three chunks (27 latent frames) by a tiny random model: same weights, seed and inputs on both
-sides. The cases are those of tests/test_parity.py.
+sides. The cases are those of tests/sampling/test_parity.py.
 """
 
 from __future__ import annotations

@@ -30,11 +30,12 @@ from demo_latents import LinearCodec, has_fast_bf16
 from muon import Muon
 from plot_lines import plot_lines
 
-from helios_core.checkpoint import load_transformer, open_checkpoint
-from helios_core.checkpoint_writing import save_transformer
+from helios_core.checkpoint.checkpoint import open_checkpoint
+from helios_core.checkpoint.loading import load_transformer
+from helios_core.checkpoint.writing import save_transformer
 from helios_core.demo.model import DEMO_CONFIG, DEMO_SETTINGS
-from helios_core.pyramid import renoise_scales, stage_ranges
-from helios_core.transformer import HeliosTransformer
+from helios_core.model.transformer import HeliosTransformer
+from helios_core.sampling.pyramid import renoise_scales, stage_ranges
 
 BATCH = (48, 20)  # samples of each stage: the lowest decides most, and is cheapest
 LEARNING_RATE = {"muon": 1.5e-3, "adamw": 7e-4}

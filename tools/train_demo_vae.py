@@ -27,7 +27,7 @@ from demo_latents import LATENT_SCALE, LinearCodec, has_fast_bf16
 from muon import Muon
 
 from helios_core.demo import world
-from helios_core.wan_vae import LATENTS_MEAN, LATENTS_STD, ResidualBlock, WanVAE
+from helios_core.vae.wan_vae import LATENTS_MEAN, LATENTS_STD, ResidualBlock, WanVAE
 
 DIM = 8
 BATCH, FRAMES, CROP = 8, 13, 32

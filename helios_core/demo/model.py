@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load_transformer, open_checkpoint
-from ..codec import Codec, WanCodec
-from ..config import SamplingSettings, ScheduleConfig, TransformerConfig
+from ..checkpoint.checkpoint import open_checkpoint
+from ..checkpoint.loading import load_transformer
 from ..fingerprint import file_fingerprint, fingerprint
-from ..fp8 import check_fp8_products, fp8_linear
-from ..text import hashed_words
-from ..transformer import HeliosTransformer
-from ..wan_vae import Decoding
+from ..model.config import TransformerConfig
+from ..model.transformer import HeliosTransformer
+from ..options.fp8 import check_fp8_products, fp8_linear
+from ..sampling.settings import SamplingSettings, ScheduleConfig
+from ..vae.codec import Codec, WanCodec
+from ..vae.wan_vae import Decoding
+from .words import hashed_words
 from .world import SIZE
 
 TRANSFORMER_FILE = Path(__file__).with_name("transformer.safetensors")

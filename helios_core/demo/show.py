@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from ..config import FRAMES_PER_CHUNK
 from ..generate import Job, generate
-from ..noise import SeededNoise
-from ..run_folder import RunFolder
-from ..video import VideoWriter, contact_sheet, read_video, resize_frames
+from ..geometry import FRAMES_PER_CHUNK
+from ..media.frames import contact_sheet, resize_frames
+from ..media.reader import read_video
+from ..media.writer import VideoWriter
+from ..run.run_folder import RunFolder
+from ..sampling.noise import SeededNoise
 from .model import DemoModel
 from .world import SIZE, Scene, render
 

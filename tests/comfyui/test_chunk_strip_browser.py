@@ -13,8 +13,8 @@ import pytest
 from harness.browser import Page, chromium, find_chromium
 from harness.samples import read_workflow
 
-from helios_core.run_folder import RunFolder
-from helios_core.video import read_video
+from helios_core.media.reader import read_video
+from helios_core.run.run_folder import RunFolder
 
 EXECUTABLE = find_chromium()
 if EXECUTABLE is None:

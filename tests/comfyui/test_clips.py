@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helios_core.formats import MKV_FFV1
-from helios_core.video import VideoWriter
+from helios_core.media.formats import MKV_FFV1
+from helios_core.media.writer import VideoWriter
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from harness.inprocess import GraphRejected
 
-from helios_core.formats import FORMATS
-from helios_core.video import VideoWriter, read_video
+from helios_core.media.formats import FORMATS
+from helios_core.media.reader import read_video
+from helios_core.media.writer import VideoWriter
 
 RATE = 24
 COMBINE = {"frame_rate": float(RATE), "crf": 18, "filename_prefix": "combine"}
@@ -49,7 +50,7 @@ def run(comfyui):
 @pytest.fixture(scope="module")
 def sound_clip(home, comfyui):
     """A clip in input/ of 2 seconds with a click half a second in."""
-    from helios_core.audio import waveform_sound
+    from helios_core.media.audio import waveform_sound
 
     wave = torch.zeros(2, 2 * 44100)
     wave[:, 22050:22100] = 0.9

@@ -5,10 +5,10 @@ import pytest
 import torch
 from harness.samples import VIDEO_NODES, nodes_of, read_clip, small_graph
 
-from helios_core.codec import WanCodec
 from helios_core.demo import DemoModel
 from helios_core.demo.judge import look
 from helios_core.demo.model import VAE_FILE, encode_prompt
+from helios_core.vae.codec import WanCodec
 
 PROMPT = "a red circle moving right on a black background"
 # What the last video of each workflow shows at its end, as (colour, shape, background).
@@ -71,16 +71,16 @@ def test_the_graph_shows_its_prompt(run):
 
 
 def test_the_same_graph_without_comfyui_gives_the_same_latents(run):
-    from helios_core.conditioning import text_memory
-    from helios_core.noise import SeededNoise
-    from helios_core.sampler import sample_chunk
+    from helios_core.sampling.conditioning import text_memory
+    from helios_core.sampling.loop import sample_chunk
+    from helios_core.sampling.noise import SeededNoise
 
     source = DemoModel()
     model = source.load_transformer()
     rows, negative = (model.encode_prompt(encode_prompt(text)) for text in (PROMPT, ""))
     memory = text_memory(width=64, height=64)
     latents, _ = sample_chunk(model, rows, memory, SeededNoise(5), source.settings, negative=negative)
-    from helios_core.wan_vae import LATENTS_MEAN, LATENTS_STD
+    from helios_core.vae.wan_vae import LATENTS_MEAN, LATENTS_STD
 
     made = torch.as_tensor(np.asarray(run.output("sampler")["samples"])).float()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD))

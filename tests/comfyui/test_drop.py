@@ -5,7 +5,7 @@ import json
 import pytest
 from harness.browser import Page, chromium, find_chromium
 
-from helios_core.formats import FORMATS
+from helios_core.media.formats import FORMATS
 
 EXECUTABLE = find_chromium()
 if EXECUTABLE is None:

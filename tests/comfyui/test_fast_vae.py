@@ -12,9 +12,9 @@ import torch
 from harness.inprocess import GraphRejected
 from harness.samples import small_graph, the_node
 
-from helios_core.codec import WanCodec
 from helios_core.demo.model import VAE_FILE
-from helios_core.video import read_video
+from helios_core.media.reader import read_video
+from helios_core.vae.codec import WanCodec
 
 
 def module_of(name):
@@ -91,7 +91,7 @@ def test_it_decodes_in_tiles(node, demo_vae, latents):
 
 
 def test_what_it_gives_has_a_name_of_its_own_and_can_be_made_fast_again(node, demo_vae):
-    identity = module_of("identity").vae_identity
+    identity = module_of("host.identity").vae_identity
     ways = [demo_vae, fast(node, demo_vae), fast(node, demo_vae, channels_last=True), fast(node, demo_vae, "bf16")]
     assert len({identity(vae) for vae in ways}) == len(ways)
     assert identity(fast(node, ways[2])) == identity(ways[1])
@@ -185,7 +185,7 @@ class FakeSide:
 def test_an_overlapped_run_gives_the_same_frames_and_loads_nothing_meanwhile(comfyui, home, demo_graph, monkeypatch):
     import comfy.model_management
 
-    overlap = module_of("overlap")
+    overlap = module_of("host.overlap")
     _, inputs = the_node(demo_graph, "HeliosLongVideo")
     plain = frames_of(comfyui.run_graph(demo_graph), demo_graph, home)
     inputs.update(overlap_vae=True, run_name=f"{inputs['run_name']} again")
@@ -237,7 +237,7 @@ def test_it_overlaps_only_where_all_weights_are_loaded_and_there_is_room_for_bot
 ):
     import comfy.model_management
 
-    overlap = module_of("overlap")
+    overlap = module_of("host.overlap")
     model = module_of("demo").HeliosDemoModels.execute().args[0]
     asked = []
 
@@ -261,7 +261,7 @@ def test_it_overlaps_only_where_all_weights_are_loaded_and_there_is_room_for_bot
 
 
 def test_too_little_memory_beside_the_sampling_says_what_to_do(demo_vae, monkeypatch):
-    overlap = module_of("overlap")
+    overlap = module_of("host.overlap")
     model = module_of("demo").HeliosDemoModels.execute().args[0]
 
     def full(samples):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness.samples import HEIGHT, WIDTH, read_clip, small_graph, the_node
 
-from helios_core.video import read_video
+from helios_core.media.reader import read_video
 
 FRAMES_PER_CHUNK = 33
 

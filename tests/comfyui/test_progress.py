@@ -12,7 +12,7 @@ from harness.latents_graph import SAMPLER, latents_graph
 def preview_class(comfyui):
     import sys
 
-    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.progress")]
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.progress")]
     return module.Preview
 
 

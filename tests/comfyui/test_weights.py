@@ -361,7 +361,7 @@ def _loader_module(comfyui):
     """The pack's nodes/loading.py, as ComfyUI has imported it."""
     import sys
 
-    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.loading")]
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.loading")]
     return module
 
 

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { cleanPrompt, formatSchedule, formatSegment, parseSchedule, ScheduleError } from "../../web/timeline/text.js";
 
-const cases = JSON.parse(readFileSync(new URL("../schedule_cases.json", import.meta.url), "utf-8"));
+const cases = JSON.parse(readFileSync(new URL("../script/schedule_cases.json", import.meta.url), "utf-8"));
 
 /** As Python prints it: every segment anew, starts in chunks, no comments. */
 function canonical(document) {

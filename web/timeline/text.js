@@ -1,5 +1,5 @@
-// The text form of a prompt schedule: the same as helios_core/schedule_text.py, with the same errors.
-// tests/schedule_cases.json holds both to it. A parsed document remembers comments and how each segment was typed, so
+// The text form of a prompt schedule: the same as helios_core/script/schedule_text.py, with the same errors.
+// tests/script/schedule_cases.json holds both to it. A parsed document remembers comments and how each segment was typed, so
 // that an edit on the timeline changes the text of what it touches and nothing else.
 
 export const SHAPES = ["linear", "spherical", "step"];

@@ -1,6 +1,7 @@
 """A tiny random Helios transformer, written in every layout that Helios weights are found in.
 
-The names are spelled out here and not taken from `helios_core.layouts`, so that the tests check that module too.
+The names are spelled out here and not taken from `helios_core.checkpoint.layouts`, so that
+the tests check that module too.
 """
 
 import json
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from helios_core.config import TransformerConfig
-from helios_core.transformer import HeliosTransformer
+from helios_core.model.config import TransformerConfig
+from helios_core.model.transformer import HeliosTransformer
 
 # Two heads of 128, the published head size: files without a config are read by it. Text rows as UMT5-XXL gives them.
 CONFIG = TransformerConfig(num_attention_heads=2, num_layers=2, ffn_dim=64, text_dim=4096)

@@ -1,0 +1,115 @@
+"""Writing Helios weights as one safetensors file that tells its config and variant and that `open_checkpoint` reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..files import written_atomically
+from ..model.transformer import HeliosTransformer
+from ..sampling.settings import variant_of
+from .checkpoint import Checkpoint
+from .config import make_metadata
+from .loading import parameter_dtypes
+
+logger = logging.getLogger(__name__)
+
+_FORMAT_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+# Dtypes that a checkpoint can be converted to, and the dtype of what is not stored in fp8.
+CONVERT_DTYPES = {
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp16": (torch.float16, torch.float16),
+    "fp32": (torch.float32, torch.float32),
+    "fp8_e4m3fn": (torch.float8_e4m3fn, torch.bfloat16),
+}
+
+
+class Planned(NamedTuple):
+    """A tensor that will be written: known before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def convert_checkpoint(checkpoint: Checkpoint, target: Path, dtype: str, variant: str | None = None) -> str | None:
+    """Write `checkpoint`, whatever its layout, as one safetensors file with diffusers' names; tells the variant.
+
+    `dtype` is one of CONVERT_DTYPES; parameters that Helios keeps in float32 stay so, and with fp8 only the Linear
+    weights of the blocks are fp8. `variant` ("base", "mid", "distilled") is what the file is to say of itself; without,
+    what the source says, if anything. One tensor is in memory at a time.
+
+    The file is there whole or not at all. Raises ValueError for an unknown dtype or variant or a target that is the
+    source, CheckpointError for a source that cannot be read.
+    """
+    if dtype not in CONVERT_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(CONVERT_DTYPES)}")
+    if target.exists() and any(target.samefile(entry.file) for entry in checkpoint.tensors.values()):
+        raise ValueError(f"{target} is what is being read; choose another name for the converted file")
+    if variant is None and checkpoint.settings is not None:
+        variant = variant_of(checkpoint.settings)
+    weight_dtype, other_dtype = CONVERT_DTYPES[dtype]
+    model = HeliosTransformer(checkpoint.config, dtype=other_dtype, device="meta")
+    dtypes = parameter_dtypes(model, weight_dtype)
+    plan = {name: Planned(dtypes[name], tuple(tensor.shape)) for name, tensor in model.named_parameters()}
+    write_safetensors(
+        target, plan, lambda name: checkpoint.read(name, dtypes[name]), make_metadata(checkpoint.config, variant)
+    )
+    return variant
+
+
+def save_transformer(model: HeliosTransformer, path: Path, *, variant: str | None = None) -> None:
+    """Write the weights, in their dtypes, as one safetensors file that `open_checkpoint` reads in full.
+
+    `variant` ("base", "mid" or "distilled") is written beside the config, as the weights do not tell it. The file is
+    there whole or not at all: a crash leaves what was at `path` before. Raises ValueError for an unknown variant.
+    """
+    state = model.state_dict()
+    plan = {name: Planned(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    write_safetensors(path, plan, state.__getitem__, make_metadata(model.config, variant))
+
+
+def write_safetensors(
+    path: Path, plan: Mapping[str, Planned], read: Callable[[str], torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write the planned tensors as `read(name)` gives them, one after the other.
+
+    The safetensors library writes from tensors that are all in memory, which for the published model is 28 GB; so this
+    writes the format itself: 8 bytes of header length, a JSON header, and the tensors' bytes. As the library does it,
+    tensors stand in falling order of item size and the header is padded, so that each is aligned.
+    """
+    names = sorted(plan, key=lambda name: (-plan[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        begin, end = end, end + math.prod(plan[name].shape) * plan[name].dtype.itemsize
+        dtype, shape = _FORMAT_NAMES[plan[name].dtype], list(plan[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    free = shutil.disk_usage(path.parent).free
+    if free < end:
+        raise OSError(f"{path} needs {end / 2**30:.2f} GiB; free there are {free / 2**30:.2f} GiB. Make room first")
+    with written_atomically(path) as unfinished, unfinished.open("xb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for number, name in enumerate(names):
+            if number % 100 == 0 and number:
+                logger.info("wrote %d of %d tensors", number, len(names))
+            tensor = read(name).detach().cpu().contiguous()
+            if (tensor.dtype, tuple(tensor.shape)) != plan[name]:
+                raise ValueError(f"{name} came as {tensor.dtype} {tuple(tensor.shape)}; planned was {plan[name]}")
+            stream.write(tensor.flatten().view(torch.uint8).numpy())
+    logger.info("wrote %s: %d tensors, %.2f GiB", path, len(names), end / 2**30)

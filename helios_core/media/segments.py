@@ -1,0 +1,190 @@
+"""A long video as segments: one mp4 for each chunk, joined without encoding anything twice.
+
+Every chunk has an encoder of its own that starts with a key frame, so the bytes of a segment depend on its frames
+alone, and the joined file on the segments alone: a run that was broken off and resumed ends in the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import av
+import torch
+
+from ..files import written_atomically
+from ..fingerprint import fingerprint
+from ..geometry import FRAME_RATE
+from .reader import exact_rate
+from .writer import VideoWriter
+
+# Raised by one whenever equal frames would give other bytes than before: segments are then encoded again.
+_ENCODER_VERSION = 1
+
+# How many frames x264, as it is set up here, decodes before it shows the first.
+_REORDER_DEPTH = 2
+
+_SEAL_BYTES = 16
+_SEAL_HEADER = (8 + _SEAL_BYTES).to_bytes(4, "big") + b"free"  # a box of mp4 that players skip
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become bytes: `frame_rate` in frames per second, `crf` as `VideoWriter` says."""
+
+    frame_rate: Fraction = Fraction(FRAME_RATE)
+    crf: float = 18
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frame_rate", exact_rate(self.frame_rate))
+
+    @property
+    def fingerprint(self) -> str:
+        """Also of FFmpeg's version: another x264 makes other bytes, and one file is made by one encoder."""
+        return fingerprint(
+            _ENCODER_VERSION, self, {name: list(version) for name, version in av.library_versions.items()}
+        )
+
+
+def write_segment(path: Path, frames: torch.Tensor, encoding: Encoding) -> None:
+    """Encode `frames` (T, H, W, 3), floats in [0, 1], as an mp4 of its own, sealed, whole or not at all."""
+    height, width = frames.shape[1:3]
+    with written_atomically(path) as unfinished:
+        with VideoWriter(
+            unfinished, width=width, height=height, frame_rate=encoding.frame_rate, crf=encoding.crf
+        ) as writer:
+            writer.write(frames)
+        with unfinished.open("rb+") as stream:
+            seal = _digest(stream.read())
+            stream.write(_SEAL_HEADER + seal)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a segment at `path` with every byte as `write_segment` wrote it."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    body, seal = content[: -8 - _SEAL_BYTES], content[-8 - _SEAL_BYTES :]
+    return seal == _SEAL_HEADER + _digest(body)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_SEAL_BYTES).digest()
+
+
+def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """One mp4 of all segments in order, ready to be streamed, whole or not at all.
+
+    Packets are copied. `metadata` are strings stored in the file under any key, as in `VideoWriter`. Raises ValueError
+    without segments or when they were not encoded alike, OSError when the file cannot be written.
+    """
+    if not segments:
+        raise ValueError(f"there are no segments to join into {path.name}; at least one chunk must be finished")
+    options = {"movflags": "faststart+use_metadata_tags"}
+    with written_atomically(path) as unfinished, av.open(str(unfinished), "w", format="mp4", options=options) as target:
+        target.metadata.update(metadata or {})
+        _copy_packets(segments, target)
+
+
+def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer) -> None:
+    """Append the packets of the segments to `target`, frame after frame at an even pace."""
+    stream, codec_setup, num_before = None, None, 0
+    for segment in segments:
+        with av.open(str(segment)) as source:
+            picture = source.streams.video[0]
+            ticks = _frame_ticks(picture)
+            if stream is None:
+                stream = target.add_stream_from_template(picture)
+                stream.time_base = picture.time_base
+                codec_setup = picture.codec_context.extradata
+            if picture.codec_context.extradata != codec_setup:
+                raise ValueError(f"{segment.name} was encoded with other settings than {segments[0].name}")
+            packets = [packet for packet in source.demux(picture) if packet.size]
+            for number, packet in enumerate(packets, start=num_before):
+                packet.pts += num_before * ticks
+                # A short segment's own decoding times start later than a long one's; an even row suits both.
+                packet.dts = (number - _REORDER_DEPTH) * ticks
+                packet.stream = stream
+                target.mux(packet)
+            num_before += len(packets)
+
+
+def _frame_ticks(picture: av.VideoStream) -> int:
+    """The time that a frame is shown, in units of the stream's time base."""
+    return int(1 / picture.average_rate / picture.time_base)
+
+
+class GrowingVideo:
+    """A video that plays while it is made: a fragmented mp4 to whose end each segment is appended.
+
+    The cost of a segment does not depend on how many came before. A reader sees whole segments, or the beginning of
+    the last one; players stop there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_frames = 0
+        self.path.unlink(missing_ok=True)
+
+    def append(self, segment: Path) -> None:
+        """Add a segment to the end. Raises OSError when it cannot be written; the video then stays as it was."""
+        head, fragment, num_frames, ticks = _as_fragment(segment)
+        _move_fragment(fragment, 1 + self.num_frames, self.num_frames * ticks)
+        with self.path.open("ab") as stream:
+            size = stream.tell()
+            try:
+                stream.write(fragment if self.num_frames else head + fragment)
+                stream.flush()
+            except OSError:
+                # A torn fragment in the middle would end the video there for good.
+                stream.truncate(size)
+                raise
+        self.num_frames += num_frames
+
+
+def _as_fragment(segment: Path) -> tuple[bytes, bytearray, int, int]:
+    """A segment as a fragmented mp4: its head, its fragment at time 0, its number of frames and a frame's ticks."""
+    memory = BytesIO()
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer"}
+    with av.open(memory, "w", format="mp4", options=options) as target:
+        _copy_packets([segment], target)
+    content = memory.getvalue()
+    split = next(start for kind, start, _ in _boxes(content, 0, len(content)) if kind == b"moof")
+    with av.open(str(segment)) as source:
+        picture = source.streams.video[0]
+        return content[:split], bytearray(content[split:]), picture.frames, _frame_ticks(picture)
+
+
+def _move_fragment(fragment: bytearray, sequence_number: int, start: int) -> None:
+    """Give a fragment its place among others: its number, and its start in ticks (ISO/IEC 14496-12, 8.8.5 and 8.8.12).
+
+    Both boxes begin with 4 bytes of version and flags; version 1 of tfdt has 64 bits of time.
+    """
+    for kind, begin, end in _boxes(fragment, 0, len(fragment)):
+        if kind != b"moof":
+            continue
+        for kind_, begin_, end_ in _boxes(fragment, begin + 8, end):
+            if kind_ == b"mfhd":
+                fragment[begin_ + 12 : end_] = sequence_number.to_bytes(4, "big")
+            elif kind_ == b"traf":
+                for kind__, begin__, end__ in _boxes(fragment, begin_ + 8, end_):
+                    if kind__ == b"tfdt":
+                        own = int.from_bytes(fragment[begin__ + 12 : end__], "big")
+                        fragment[begin__ + 12 : end__] = (own + start).to_bytes(end__ - begin__ - 12, "big")
+
+
+def _boxes(content: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, first byte, byte after the last) of each box; a fragment of a chunk never needs 64-bit sizes."""
+    while start < end:
+        size = int.from_bytes(content[start : start + 4], "big")
+        yield bytes(content[start + 4 : start + 8]), start, start + size
+        start += size
+
+
+def video_bytes(width: int, height: int, num_frames: int) -> int:
+    """About how many bytes of video to expect: 1.2 bits a pixel, which lively video at crf 18 seldom reaches."""
+    return int(width * height * num_frames * 0.15)

@@ -1,0 +1,155 @@
+"""Frames to a video file, one after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import torch
+
+from ..geometry import FRAME_RATE
+from .audio import Sound, SoundTrack
+from .formats import BT709, MP4_H264, VideoFormat, colour_matrix, colour_range, to_video_frame
+from .reader import exact_rate
+
+
+class VideoWriter:
+    """Writes a video frame by frame, an H.264 mp4 by default; memory use does not depend on the length.
+
+    Use it as a context manager. The file grows under a temporary name beside `path` and takes its place,
+    replacing an older file, when the block ends. If the block ends with an exception, the frames written so
+    far are finished into a playable file at `path` just the same, and the exception goes on.
+
+    `width` and `height` in pixels are even numbers where colour has fewer samples; `frame_rate` is in frames
+    per second; `crf` is the quality, for x264 from 0 (lossless, which browsers cannot play) to 51 (worst).
+    `metadata` are strings stored in the container under any key; ComfyUI reads JSON under "prompt" and
+    "workflow". `format` and `pixel_format` are those of `helios_core.formats`, "auto" the format's own.
+    `sound` is stored beside the pictures, as long as they are.
+
+    Raises ValueError for a size, rate, crf, pixel format or file name that cannot be written and when the
+    block ends without a frame, TypeError for metadata that is not text, FileNotFoundError when the folder is
+    missing, and RuntimeError when FFmpeg was built without the encoder.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        width: int,
+        height: int,
+        frame_rate: float | Fraction = FRAME_RATE,
+        crf: float = 18,
+        metadata: Mapping[str, str] | None = None,
+        format: VideoFormat = MP4_H264,
+        pixel_format: str = "auto",
+        sound: Sound | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.width = width
+        self.height = height
+        self.frame_rate = exact_rate(frame_rate)
+        self.crf = crf
+        self.metadata = dict(metadata or {})
+        self.format = format
+        self.pixel_format = format.choose_pixel_format(pixel_format, width, height)
+        self.sound = sound
+        self.num_frames = 0
+        self._container: av.container.OutputContainer | None = None
+        self._check()
+
+    def _check(self) -> None:
+        self.format.check_crf(self.crf)
+        for key, value in self.metadata.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f"metadata {key!r} is {type(value).__name__}; keys and values are text: use json.dumps")
+        if self.path.suffix.lower() != self.format.suffix:
+            raise ValueError(f"cannot write {self.path.name}: the file name must end in {self.format.suffix}")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {self.path}: the folder does not exist; create it first")
+
+    @property
+    def temporary_path(self) -> Path:
+        """Where the file grows until it is finished."""
+        return self.path.with_name(f"{self.path.stem}.partial{self.format.suffix}")
+
+    def __enter__(self) -> VideoWriter:
+        self._container = av.open(
+            str(self.temporary_path), "w", format=self.format.container, options=dict(self.format.container_options)
+        )
+        self._container.metadata.update(self.metadata)
+        options = {**self.format.encoder_options, "chroma_sample_location": "left"}
+        if self.format.max_crf is not None:
+            options["crf"] = str(self.crf)
+        self._stream = self._container.add_stream(self.format.encoder, rate=self.frame_rate, options=options)
+        self._stream.width = self.width
+        self._stream.height = self.height
+        self._stream.pix_fmt = self.pixel_format
+        context = self._stream.codec_context
+        context.time_base = 1 / self.frame_rate
+        context.color_primaries = context.color_trc = BT709
+        context.colorspace = colour_matrix(self.pixel_format)
+        context.color_range = colour_range(self.pixel_format)
+        self._track = self.sound and SoundTrack(self._container, self.sound, self.format.audio_codec)
+        self.num_frames = 0
+        return self
+
+    def write(self, frames: torch.Tensor) -> None:
+        """Append `frames` (T, height, width, 3), floats clamped to [0, 1], on any device.
+
+        Raises ValueError for another shape or for NaN, TypeError for whole numbers, RuntimeError outside the
+        `with` block. Frames before a faulty one are kept.
+        """
+        if self._container is None:
+            raise RuntimeError(f"{self.path.name} is not open; use VideoWriter in a with block")
+        if not frames.is_floating_point():
+            raise TypeError(f"frames are {frames.dtype}; expected floats in [0, 1]: divide 8-bit ones by 255")
+        if frames.ndim != 4 or frames.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(f"frames have shape {tuple(frames.shape)}; expected (T, {self.height}, {self.width}, 3)")
+        for frame in frames:
+            if frame.isnan().any():
+                raise ValueError(
+                    f"frame {self.num_frames} contains NaN: model or VAE overflowed; run the VAE in float32"
+                )
+            self._encode(to_video_frame(frame, self.pixel_format))
+
+    def _encode(self, frame: av.VideoFrame) -> None:
+        frame.pts = self.num_frames
+        frame.time_base = 1 / self.frame_rate
+        self._container.mux(self._stream.encode(frame))
+        self.num_frames += 1
+        if self._track is not None:
+            self._track.advance(self.num_frames / self.frame_rate)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exception is None:
+            self._finish()
+            return
+        try:
+            self._finish()
+        except (OSError, ValueError, av.error.FFmpegError) as fault:
+            # The block's own exception says what went wrong first, and Cancel must stay Cancel for the host.
+            exception.add_note(f"The video could not be finished either: {fault}")
+
+    def _finish(self) -> None:
+        container, self._container = self._container, None
+        try:
+            if self.num_frames:
+                container.mux(self._stream.encode(None))
+                if self._track is not None:
+                    self._track.finish()
+        finally:
+            container.close()
+            if not self.num_frames:
+                self.temporary_path.unlink(missing_ok=True)
+        if not self.num_frames:
+            raise ValueError(f"no frames were written to {self.path.name}, so there is no video")
+        os.replace(self.temporary_path, self.path)

@@ -1,0 +1,37 @@
+"""The clip that a video goes on from, as segments to be put before the new chunks: every frame once, colours kept."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ..fingerprint import file_fingerprint, fingerprint
+from ..geometry import FRAMES_PER_CHUNK
+from ..media.frames import resize_frames
+from ..media.reader import stream_video
+from ..media.segments import Encoding, write_segment
+from .run_folder import RunFolder
+
+
+def write_lead_in(
+    clip: Path, folder: RunFolder, *, width: int, height: int, resize: str = "crop", encoding: Encoding
+) -> list[Path]:
+    """Encode all of a clip into the run folder, fitted to the size and rate of the new chunks; gives the segments.
+
+    No more than 33 frames are held at a time. Segments that are there from before are not encoded again. Raises as
+    `read_video` and `RunFolder.locked` do.
+    """
+    source = fingerprint(file_fingerprint(clip), width, height, resize, encoding.fingerprint)
+    frames = stream_video(clip, frame_rate=encoding.frame_rate)
+    segments = []
+    with folder.locked():
+        while group := list(islice(frames, FRAMES_PER_CHUNK)):
+            key = f"lead-{len(segments):05}-{source}"
+            path = folder.segment_path(key)
+            if not folder.has_segment(key):
+                fitted = resize_frames(torch.stack(group), width, height, resize)
+                write_segment(path, fitted.float() / 255, encoding)
+            segments.append(path)
+    return segments

@@ -1,0 +1,215 @@
+"""The text form of a prompt schedule, for people to type.
+
+    # One segment a line: when it starts, options, a colon, the prompt.
+    0s: a fox in the snow
+    5s blend 2: it looks up
+        and lifts a paw          (a line that begins with a space goes on with the prompt)
+    chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png": night falls
+    end 20s
+
+Times in seconds are moved to the nearest chunk. `web/timeline/text.js` reads and writes the same form, with the same
+errors; `tests/schedule_cases.json` holds both to it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+from ..geometry import FRAME_RATE
+from .schedule import (
+    BLEND_SHAPES,
+    CHECKS,
+    DEFAULT_BLEND,
+    PromptSchedule,
+    Segment,
+    check_end,
+    check_order,
+    check_start,
+    control_character_message,
+    find_control_character,
+    nearest_chunk,
+)
+
+_TOKEN = re.compile(r'[ \t]*(?:(:)|"([^"]*)"|([^ \t:"]+)|(")|$)')
+_WHOLE = re.compile(r"-?[0-9]{1,30}")
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,17})?")
+_SECONDS = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)s")
+_END = re.compile(r"end(?:[ \t]|$)")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/\-]+")
+_OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor")
+
+
+class ScheduleError(ValueError):
+    """A fault in a schedule's text, at `line` and `column`, both counted from 1."""
+
+    def __init__(self, line: int, column: int, message: str) -> None:
+        super().__init__(f"line {line}, column {column}: {message}")
+        self.line, self.column = line, column
+
+
+def parse_schedule(
+    text: str, *, frame_rate: float = FRAME_RATE, blend: int = DEFAULT_BLEND, shape: str = "linear"
+) -> PromptSchedule:
+    """Read a schedule from its text form, or from JSON (which begins with a brace).
+
+    `blend` (chunks) and `shape` are those of segments that name none. Raises ScheduleError with line and column, or
+    ValueError for JSON that is no schedule.
+    """
+    if text.lstrip(" \t\r\n").startswith("{"):
+        return PromptSchedule.from_json(text, blend=blend, shape=shape)
+    entries: list[dict[str, Any]] = []
+    prompts: list[list[str]] = []
+    num_chunks = None
+    lines = re.split(r"\r\n|\r|\n", text)
+    for number, content in enumerate(lines, start=1):
+        position = find_control_character(content)
+        if position is not None:
+            raise ScheduleError(number, position + 1, control_character_message(content[position]))
+        if content.startswith("#"):
+            continue
+        if not content.strip(" \t"):
+            if prompts:
+                prompts[-1].append("")
+            continue
+        line = _Line(number, content, frame_rate)
+        if num_chunks is not None:
+            line.fail(1, 'nothing may follow the line with "end"')
+        if content[0] in " \t":
+            if not prompts:
+                line.fail(1, "a line that begins with a space goes on with a prompt, and there is none above")
+            prompts[-1].append(content)
+        elif _END.match(content):
+            num_chunks = line.end(entries[-1]["start"] if entries else None)
+        else:
+            entry, first = line.segment(entries[-1]["start"] if entries else None)
+            entries.append(entry)
+            prompts.append([first])
+    if not entries:
+        raise ScheduleError(1, 1, 'the schedule is empty; it needs at least one line such as "0s: a fox in the snow"')
+    segments = [Segment(prompt="\n".join(rows), **entry) for entry, rows in zip(entries, prompts, strict=True)]
+    return PromptSchedule(tuple(segments), num_chunks, blend, shape)
+
+
+def format_schedule(schedule: PromptSchedule) -> str:
+    """The text form, with starts in chunks. `parse_schedule`, given its `blend` and `shape`, reads it back equal."""
+    lines = [format_segment(segment) for segment in schedule.segments]
+    if schedule.num_chunks is not None:
+        lines.append(f"end chunk {schedule.num_chunks}")
+    return "\n".join(lines) + "\n"
+
+
+def format_segment(segment: Segment) -> str:
+    words = [f"chunk {segment.start}"]
+    if segment.blend is not None:
+        words.append(f"blend {segment.blend}")
+    if segment.shape is not None:
+        words.append(segment.shape)
+    if segment.seed is not None:
+        words.append(f"seed {segment.seed}")
+    if segment.guidance_scale is not None:
+        words.append(f"guidance {_plain_number(segment.guidance_scale)}")
+    if segment.anchor is not None:
+        plain = _PLAIN_NAME.fullmatch(segment.anchor)
+        words.append(f"anchor {segment.anchor}" if plain else f'anchor "{segment.anchor}"')
+    prompt = segment.prompt.replace("\n", "\n    ")
+    return f"{' '.join(words)}: {prompt}"
+
+
+def _plain_number(value: float) -> str:
+    """The shortest decimals that give the value back. Guidance lies from 1 to 30, so there is no exponent."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+class _Line:
+    """An unindented line, read token by token. Columns are counted in characters, from 1."""
+
+    def __init__(self, number: int, content: str, frame_rate: float) -> None:
+        self.number, self.content, self.frame_rate = number, content, frame_rate
+        self.position = 0
+        self.column = 1  # of the latest token
+
+    def fail(self, column: int, message: str) -> NoReturn:
+        raise ScheduleError(self.number, column, message)
+
+    def next(self) -> str | None:
+        """The next word or ":", or None at the end of the line. A quoted name is given without its quotes."""
+        match = _TOKEN.match(self.content, self.position)
+        colon, quoted, word, quote = match.groups()
+        self.position = match.end()
+        self.quoted = quoted is not None
+        token = next((part for part in (colon, quoted, word, quote) if part is not None), None)
+        self.column = self.position + 1 - (0 if token is None else len(token) + 2 * self.quoted)
+        if quote is not None:
+            self.fail(self.column, "the quoted name has no closing quote")
+        return token
+
+    def expect(self, what: str, found: str | None) -> NoReturn:
+        shown = "the end of the line" if found is None else f'"{found[:40]}{"..." if len(found) > 40 else ""}"'
+        self.fail(self.column, f"expected {what}, found {shown}")
+
+    def check(self, column: int, check, *values) -> None:
+        try:
+            check(*values)
+        except ValueError as fault:
+            self.fail(column, str(fault))
+
+    def segment(self, previous: int | None) -> tuple[dict[str, Any], str]:
+        """(fields of the segment, first line of its prompt)."""
+        start = self.time('a start such as "5s" or "chunk 4"')
+        self.check(1, check_order, previous, start)
+        entry: dict[str, Any] = {"start": start}
+        while (token := self.next()) != ":" or self.quoted:
+            if token not in _OPTIONS or self.quoted:
+                self.expect(f'{", ".join(_OPTIONS)} or ":"', token)
+            name = "shape" if token in BLEND_SHAPES else "guidance_scale" if token == "guidance" else token
+            if name in entry:
+                self.fail(self.column, f"{'the blend shape' if name == 'shape' else token} is given twice")
+            entry[name] = token if name == "shape" else self.value(token)
+        return entry, self.content[self.position :]
+
+    def end(self, last_start: int | None) -> int:
+        self.next()
+        if last_start is None:
+            self.fail(1, "the end comes before the first segment; put it last")
+        chunk = self.time('an end such as "20s" or "chunk 15"')
+        self.check(1, check_end, last_start, chunk)
+        token = self.next()
+        if token is not None:
+            self.expect("the end of the line", token)
+        return chunk
+
+    def time(self, what: str) -> int:
+        """A time "5s" or "chunk 4", as a chunk."""
+        token = self.next()
+        column = self.column
+        seconds = _SECONDS.fullmatch(token or "")
+        if seconds and not self.quoted:
+            value = float(seconds.group(1))
+            # Beyond all bounds, and then not a number that a chunk can be counted with.
+            chunk = nearest_chunk(min(value, 1e12), self.frame_rate)
+        elif token == "chunk" and not self.quoted:
+            token = self.next()
+            column = self.column
+            if token is None or self.quoted or not _WHOLE.fullmatch(token):
+                self.expect('a whole number after "chunk"', token)
+            chunk = int(token)
+        else:
+            self.expect(what, token)
+        self.check(column, check_start, chunk)
+        return chunk
+
+    def value(self, option: str) -> int | float | str:
+        token = self.next()
+        column = self.column
+        if option == "anchor":
+            if token is None or (token == ":" and not self.quoted):
+                self.expect('the name of a picture after "anchor"', token)
+            value: int | float | str = token
+        else:
+            pattern, kind = (_NUMBER, "a number") if option == "guidance" else (_WHOLE, "a whole number")
+            if token is None or self.quoted or not pattern.fullmatch(token):
+                self.expect(f'{kind} after "{option}"', token)
+            value = float(token) if option == "guidance" else int(token)
+        self.check(column, CHECKS[option], value)
+        return value

@@ -1,0 +1,224 @@
+"""Codecs: pixels to latents in model space and back.
+
+Helios works on latents with the Wan VAE's geometry: 8x8 pixels become one position, the first frame of a
+clip becomes one latent frame and each later group of 4 frames another. A chunk of 33 frames is 9 latent
+frames, and every chunk is coded alone, so anything here that is longer than a chunk is a row of whole chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..geometry import (
+    FRAMES_PER_CHUNK,
+    LATENT_CHANNELS,
+    LATENT_FRAMES_PER_CHUNK,
+    VAE_SPATIAL_STRIDE,
+    VAE_TEMPORAL_STRIDE,
+)
+from .wan_vae import DECODER_DTYPES, LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
+from .wan_vae_file import load_wan_vae, vae_folder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+
+class Codec(Protocol):
+    """Anything that turns pixels into model-space latents and back.
+
+    Pixels are (B, 3, T, H, W) in [-1, 1] with H and W multiples of 8 and T = 1 + 4k frames up to 33, or a
+    multiple of 33. Latents are (B, 16, 1 + k, H/8, W/8), or 9 latent frames for each 33 frames.
+    """
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents, float32 in model space. Raises ValueError for a shape that is not as above."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels, float32 around [-1, 1], not clamped. Raises ValueError for a shape that is not as above."""
+        ...
+
+
+class WanCodec:
+    """A Wan VAE of any width, with model space on its latent side.
+
+    Encoding is in float32 and takes the mean of the posterior or, when `noise` is given, a sample mean + std *
+    noise(shape) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the VAE's
+    `decoding` says. Chunks go through the VAE one at a time.
+    """
+
+    def __init__(self, vae: WanVAE, *, noise: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.noise = noise
+
+    @classmethod
+    def from_file(cls, path: Path) -> WanCodec:
+        """Read a safetensors file with the published parameter names; in float32, on the CPU.
+
+        Raises CheckpointError for another kind of file.
+        """
+        return cls(load_wan_vae(path))
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: Path,
+        device: torch.device | str = "cpu",
+        *,
+        decoding: Decoding | None = None,
+        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+    ) -> WanCodec:
+        """Load a VAE folder, or the `vae` in a whole model's folder, to go latent frame by latent frame.
+
+        Raises FileNotFoundError when the folder holds no VAE, CheckpointError when it is another kind of VAE.
+        """
+        vae = load_wan_vae(vae_folder(path), piece=1)
+        vae.set_decoding(decoding or Decoding())
+        return cls(vae.to(device), noise=noise)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.conv1.weight.device
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
+        _check_pixels(pixels)
+        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
+        _check_latents(latents)
+        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
+
+    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        latents, deviation = self.vae.posterior(pixels.to(self.device, torch.float32))
+        if self.noise is not None:
+            latents = latents + deviation * self.noise(latents.shape).to(latents)
+        mean, std = self._statistics()
+        return (latents - mean) / std
+
+    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        latents = latents.to(self.device, torch.float32) * std + mean
+        return self.vae.decode(latents.to(DECODER_DTYPES[self.vae.decoding.dtype])).float()
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
+        return tuple(
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
+        )
+
+
+class DiffusersWanCodec:
+    """The Wan VAE of diffusers, with model space on its latent side.
+
+    `vae` is an AutoencoderKLWan that the caller loaded; Helios runs it in float32. Encoding takes the mean
+    of the posterior or, when `noise` is given, a sample mean + std * noise(shape) with unit normal noise, one
+    call for each chunk, as the reference draws it. Chunks go through the VAE one at a time.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        *,
+        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+    ) -> None:
+        self.vae = vae
+        self.noise = noise
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+    ) -> DiffusersWanCodec:
+        """Load a VAE folder, or the `vae` in a whole model's folder. Reads safetensors only, never downloads.
+
+        Raises ImportError without diffusers and FileNotFoundError when the folder holds no VAE.
+        """
+        try:
+            from diffusers import AutoencoderKLWan  # optional: only this method needs it
+        except ImportError as fault:
+            raise ImportError("reading a diffusers VAE needs diffusers 0.33 or newer: pip install diffusers") from fault
+        path = Path(path)
+        for folder in (path / "vae", path):
+            if (folder / "config.json").is_file():
+                break
+        else:
+            raise FileNotFoundError(f"no VAE in {path}: expected config.json there or in its folder vae")
+        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        return cls(vae.to(device).eval().requires_grad_(False), noise=noise)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
+        _check_pixels(pixels)
+        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
+        _check_latents(latents)
+        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
+
+    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = posterior.mean
+        if self.noise is not None:
+            latents = latents + posterior.std * self.noise(latents.shape).to(latents)
+        mean, inverse_std = self._statistics()
+        return ((latents - mean) * inverse_std).float()
+
+    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, inverse_std = self._statistics()
+        latents = latents.to(self.vae.device, self.vae.dtype) / inverse_std + mean
+        return self.vae.decode(latents, return_dict=False)[0].float()
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and 1 / std of the VAE's latents, (1, 16, 1, 1, 1) each, in the VAE's type."""
+        mean = torch.tensor(self.vae.config.latents_mean).view(1, -1, 1, 1, 1)
+        inverse_std = 1 / torch.tensor(self.vae.config.latents_std).view(1, -1, 1, 1, 1)
+        where = {"device": self.vae.device, "dtype": self.vae.dtype}
+        return mean.to(**where), inverse_std.to(**where)
+
+
+def _by_chunk(code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Code each `num_frames` along dim 2 alone and join the results."""
+    return torch.cat([code(chunk) for chunk in video.split(num_frames, dim=2)], dim=2)
+
+
+def _check_pixels(pixels: torch.Tensor) -> None:
+    if pixels.ndim != 5 or pixels.shape[1] != 3 or not all(pixels.shape):
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; expected (B, 3, T, H, W)")
+    num_frames, height, width = pixels.shape[2:]
+    if height % VAE_SPATIAL_STRIDE or width % VAE_SPATIAL_STRIDE:
+        raise ValueError(
+            f"pixels are {width}x{height}; width and height must be multiples of {VAE_SPATIAL_STRIDE}: "
+            "resize the frames first"
+        )
+    one_clip = num_frames <= FRAMES_PER_CHUNK and num_frames % VAE_TEMPORAL_STRIDE == 1
+    if not one_clip and num_frames % FRAMES_PER_CHUNK:
+        raise ValueError(
+            f"{num_frames} frames cannot be encoded; allowed: 1, 5, 9, ... {FRAMES_PER_CHUNK}, "
+            f"or whole chunks of {FRAMES_PER_CHUNK}: cut or repeat frames"
+        )
+
+
+def _check_latents(latents: torch.Tensor) -> None:
+    if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS or not all(latents.shape):
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected (B, {LATENT_CHANNELS}, T, h, w)")
+    num_latent_frames = latents.shape[2]
+    if num_latent_frames > LATENT_FRAMES_PER_CHUNK and num_latent_frames % LATENT_FRAMES_PER_CHUNK:
+        raise ValueError(
+            f"{num_latent_frames} latent frames cannot be decoded; allowed: 1 to {LATENT_FRAMES_PER_CHUNK}, "
+            f"or whole chunks of {LATENT_FRAMES_PER_CHUNK}"
+        )

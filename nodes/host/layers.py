@@ -1,0 +1,92 @@
+"""Linear layers that keep their weight quantised: ComfyUI's own for scaled fp8, one of ours for GGUF blocks."""
+
+import json
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...helios_core.checkpoint.quantised import QuantisedWeight, dequantise_blocks
+
+
+@dataclass(frozen=True)
+class QuantisedLayers:
+    """Gives `load_transformer` a layer, still without bias, for each weight that stays quantised.
+
+    With `only_dtype` weights that are stored otherwise do not stay so. With `fast_fp8` scaled fp8 weights are
+    multiplied in fp8, where the card `load_device` can.
+    """
+
+    compute_dtype: torch.dtype
+    load_device: torch.device
+    only_dtype: torch.dtype | None
+    fast_fp8: bool
+
+    def __call__(self, linear: nn.Linear, weight: QuantisedWeight) -> nn.Module | None:
+        if self.only_dtype not in (None, weight.data.dtype):
+            return None
+        sizes = linear.in_features, linear.out_features
+        if weight.block_format is not None:
+            return BlockLinear(*sizes, weight)
+        if weight.scale.numel() != 1:  # one scale for each row is more than ComfyUI's layers know
+            return None
+        fast = self.fast_fp8 and comfy.model_management.supports_fp8_compute(self.load_device)
+        if hasattr(comfy.ops, "mixed_precision_ops"):
+            return self._mixed_precision(*sizes, weight, fast)
+        if hasattr(comfy.ops, "scaled_fp8_ops"):
+            return self._scaled_fp8(*sizes, weight, fast)
+        return None
+
+    def _mixed_precision(self, num_in: int, num_out: int, weight: QuantisedWeight, fast: bool) -> nn.Module:
+        """ComfyUI from 0.4 on: a layer takes its format and scale from its part of the state dict."""
+        operations = comfy.ops.mixed_precision_ops({}, self.compute_dtype, full_precision_mm=not fast)
+        layer = operations.Linear(num_in, num_out, bias=False, device=weight.data.device)
+        marker = json.dumps({"format": str(weight.data.dtype).removeprefix("torch.")}).encode()
+        state = {
+            "weight": weight.data,
+            "weight_scale": weight.scale.reshape(()),
+            "comfy_quant": torch.frombuffer(bytearray(marker), dtype=torch.uint8),
+        }
+        layer.load_state_dict(state, strict=False)
+        return layer
+
+    def _scaled_fp8(self, num_in: int, num_out: int, weight: QuantisedWeight, fast: bool) -> nn.Module:
+        """ComfyUI before: the scale is a parameter of the layer."""
+        operations = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=fast)
+        layer = operations.Linear(num_in, num_out, bias=False, device="meta", dtype=weight.data.dtype)
+        layer.weight = nn.Parameter(weight.data, requires_grad=False)
+        layer.scale_weight = nn.Parameter(weight.scale.reshape(()), requires_grad=False)
+        return layer
+
+
+class BlockLinear(nn.Module, comfy.ops.CastWeightBiasOp):
+    """A Linear whose weight is GGUF blocks, turned into numbers each time the layer is used.
+
+    `weight` (rows, bytes per row) is moved between devices by ComfyUI like any other. Patches (LoRA) are functions of
+    the numbers, so they wait in `weight_function` (see HeliosPatcher) and nothing is ever rounded to blocks again.
+    """
+
+    comfy_cast_weights = True
+
+    def __init__(self, in_features: int, out_features: int, weight: QuantisedWeight) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.block_format = in_features, out_features, weight.block_format
+        self.weight = nn.Parameter(weight.data, requires_grad=False)
+        self.register_parameter("bias", None)
+        self.weight_function, self.bias_function = [], []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        cast = comfy.model_management.cast_to_device
+        weight = dequantise_blocks(cast(self.weight, x.device, torch.uint8), self.block_format)
+        for patch in self.weight_function:
+            weight = patch(weight)
+        bias = None
+        if self.bias is not None:
+            bias = cast(self.bias, x.device, x.dtype, copy=bool(self.bias_function))
+            for patch in self.bias_function:
+                bias = patch(bias)
+        return F.linear(x, weight.to(x.dtype), bias)
