@@ -233,7 +233,6 @@ def stranger_spellings() -> Iterator[tuple[str, str]]:
     dotted = {
         "double_blocks.0.img_attn.qkv": "Flux or Hunyuan Video",
         "double_blocks.0.img_attn.proj": "Flux or Hunyuan Video",
-        "double_blocks.0.img_attn_qkv": "Hunyuan Video",
         "single_blocks.0.linear1": "Flux or Hunyuan Video",
         "single_transformer_blocks.0.attn.to_q": "Flux",
         "single_transformer_blocks.0.proj_out": "Flux",

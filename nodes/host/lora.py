@@ -12,7 +12,7 @@ back into weights. Whoever reads values (iteration, items, [], len, in) sees the
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, KeysView, Mapping
+from collections.abc import Collection, Iterable, Iterator, KeysView, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -85,7 +85,7 @@ def lora_names(num_layers: int) -> dict[LoraName, LoraName]:
     names = [
         LoraName(spelling + _WEIGHT, "" if absent else f"{_MODEL}{layer}{_WEIGHT}", absent)
         for spelling, layer, absent in spellings(num_layers)
-        if spelling != _MODEL + layer
+        if absent or spelling != _MODEL + layer
     ]
     names += [LoraName(spelling + _WEIGHT, stranger=model) for spelling, model in stranger_spellings()]
     return {name: name for name in names}
@@ -98,22 +98,37 @@ class LoraPatches:
         """Called by ComfyUI's LoRA loaders with what they recognised, by the names they were given.
 
         Raises ValueError for a LoRA that is for another model or of another width, that holds NaN or has alpha 0
-        throughout, and for a strength beyond reason: nothing is patched then. Returns the keys that were used.
+        throughout, and for a strength beyond reason: nothing is patched then. Returns the keys that were used or
+        reported as left out: of the others ComfyUI warns, one by one.
         """
-        used = []
-        for weights in self._checked(patches, strength_patch):
-            given = super().add_patches({key: patch for key, (_, patch) in weights.items()}, strength_patch, strength_model)
+        batches, used = self._checked(patches, strength_patch)
+        for weights in batches:
+            plain = {key: patch for key, (_, patch) in weights.items()}
+            given = super().add_patches(plain, strength_patch, strength_model)
             used += [weights[key][0] for key in given]
         return used
 
     def add_hook_patches(self, hook, patches, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
         """As `add_patches`, for LoRAs that hooks put on for some steps."""
-        used = []
-        for weights in self._checked(patches, strength_patch):
+        batches, used = self._checked(patches, strength_patch)
+        for weights in batches:
             plain = {key: patch for key, (_, patch) in weights.items()}
             given = super().add_hook_patches(hook, plain, strength_patch, strength_model)
             used += [weights[key][0] for key in given]
         return used
+
+    def inject_model(self) -> None:
+        """Put what other nodes inject into the model's place, for one of them ComfyUI's LoRA loader without patches,
+        which shows its LoRA to nobody before. Raises ValueError as `add_patches` does."""
+        super().inject_model()
+        bypassed = [(f"{name}{_WEIGHT}", adapter) for name, adapter in _bypassed(self.model)]
+        try:
+            for key, adapter in bypassed:
+                self._check_shape(key, adapter)
+            _check_numbers((key, key, adapter) for key, adapter in bypassed)
+        except ValueError:
+            self.eject_model()
+            raise
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, torch.Tensor]:
         """The weights by their own names."""
@@ -121,40 +136,39 @@ class LoraPatches:
             state = self.model.state_dict().items()
             return {key: value for key, value in state if filter_prefix is None or key.startswith(filter_prefix)}
 
-    def _checked(self, patches: Mapping[Any, Any], strength: float) -> list[dict[Any, tuple[Any, Any]]]:
-        """Patches as {weight's key: (key as given, patch)}; several of these where a weight is spelled in two ways."""
+    def _checked(self, patches: Mapping[Any, Any], strength: float) -> tuple[list[dict[Any, tuple[Any, Any]]], list]:
+        """Patches as {weight's key: (key as given, patch)}, several of these where a weight is spelled in two ways; and
+        the keys that Helios has no place for."""
         if patches and not any(_is_lora(patch) for patch in patches.values()):
-            return [{key: (key, patch) for key, patch in patches.items()}]  # of a merge, by the weights' own names
+            return [{key: (key, patch) for key, patch in patches.items()}], []  # of a merge, by the weights' own names
         layers, left_out = self._by_weight(patches)
         _check_strength(strength)
         for key, _, patch in layers:
             self._check_shape(key, patch)
         _check_numbers(layers)
-        report = LoraReport(len(layers), left_out)
-        _say(f"LoRA: {report.sentence()}")
-        return list(_without_collisions(layers))
+        _say(f"LoRA: {LoraReport(len(layers), Counter(left_out.values())).sentence()}")
+        return list(_without_collisions(layers)), list(left_out)
 
-    def _by_weight(self, patches: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any, Any]], dict[str, int]]:
-        """(weight's key, key as given, patch) of all that has a place, and the count of what has none, by its use."""
+    def _by_weight(self, patches: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any, Any]], dict[Any, str]]:
+        """(weight's key, key as given, patch) of all that has a place; and what the keys that have none are for."""
         names, weights = lora_names(len(self.model.diffusion_model.blocks)), self.model.state_dict()
-        found, left_out, strangers = [], Counter(), []
+        found, left_out, strangers = [], {}, []
         for key, patch in patches.items():
             text = key if isinstance(key, str) else key[0]
-            bias = text.removesuffix(".bias") + _WEIGHT
-            name = names.get(text) or names.get(bias)
+            name = names.get(text) or names.get(text.removesuffix(".bias") + _WEIGHT)
             if name is None:
                 if text in weights:
                     found.append((key, key, patch))
             elif name.stranger:
                 strangers.append(name.stranger)
             elif name.absent:
-                left_out[name.absent] += 1
+                left_out[key] = name.absent
             else:
                 weight = name.weight if text in names else name.weight.removesuffix(_WEIGHT) + ".bias"
                 found.append((weight if isinstance(key, str) else (weight, *key[1:]), key, patch))
         if not found and (not patches or strangers or left_out):
-            raise ValueError(_nothing_fits(strangers, left_out))
-        return found, dict(left_out)
+            raise ValueError(_nothing_fits(strangers, set(left_out.values())))
+        return found, left_out
 
     def _check_shape(self, key: Any, patch: Any) -> None:
         key = key if isinstance(key, str) else key[0]
@@ -166,8 +180,17 @@ class LoraPatches:
         if sizes is not None and sizes != expected:
             raise ValueError(
                 f"this LoRA is for another model: for {key} it has {_in_words(sizes)}; the layer of this Helios has "
-                f"{_in_words(expected)}.{_of_width(sizes)} Nothing was changed"
+                f"{' and '.join(map(str, expected))}.{_of_width(sizes)} Nothing was changed"
             )
+
+
+def _bypassed(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and LoRA of each layer that ComfyUI computes a LoRA beside."""
+    hook = getattr(comfy.weight_adapter, "BypassForwardHook", None)
+    for name, layer in model.named_modules():
+        owner = getattr(vars(layer).get("forward"), "__self__", None)
+        if hook is not None and isinstance(owner, hook):
+            yield name, owner.adapter
 
 
 def _is_lora(patch: Any) -> bool:
@@ -239,7 +262,7 @@ def _tensors(patch: Any) -> Iterator[torch.Tensor]:
     return (value for value in weights if isinstance(value, torch.Tensor))
 
 
-def _nothing_fits(strangers: list[str], left_out: Mapping[str, int]) -> str:
+def _nothing_fits(strangers: list[str], left_out: Collection[str]) -> str:
     if strangers:
         return f"nothing in this LoRA fits Helios: it seems to be for {strangers[0]}. Use one for Helios or Wan 2.1 14B"
     if left_out:
