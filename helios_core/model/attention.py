@@ -40,9 +40,7 @@ class _Attention(nn.Module):
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def _normed_heads(
-        self, norm: nn.Module, x: torch.Tensor, work: Work, rotary: Rotary | None = None
-    ) -> torch.Tensor:
+    def _normed_heads(self, norm: nn.Module, x: torch.Tensor, work: Work, rotary: Rotary | None = None) -> torch.Tensor:
         """x (B, N, D) -> (B, N, heads, head_dim), normalised and, with a table, rotated. IN_PLACE: takes x's place."""
 
         def of_rows(first: int, last: int | None) -> torch.Tensor:

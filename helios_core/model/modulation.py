@@ -72,7 +72,7 @@ class ConditionEmbedder(nn.Module):
 
 
 class Work(Enum):
-    """How a forward computes; decided once, by `decide_work`, and handed down. FRESH and IN_PLACE give the same bits."""
+    """How a forward computes: decided once and handed down. FRESH and IN_PLACE give the same bits."""
 
     PLAIN = auto()  # the formulas as they are, which autograd needs and a compiler fuses by itself
     FRESH = auto()  # in as few passes as torch has for it, into tensors of its own
