@@ -28,8 +28,9 @@ class QuantisedLayers:
     """Gives `load_transformer` a layer, still without bias, for each weight that stays quantised.
 
     With `only_dtype` weights that are stored otherwise do not stay so, unless nobody but ComfyUI can read them. With
-    `fast` weights are multiplied in the few bits that they are stored in, where the card `load_device` can; without,
-    each is turned into numbers when it is used.
+    `fast` fp8, mxfp8 and nvfp4 weights are multiplied in the few bits that they are stored in, where the card
+    `load_device` can; without, each is turned into numbers when it is used. ComfyUI's layers for the formats stored in
+    int8 always multiply in few bits, as those files mean it.
     """
 
     compute_dtype: torch.dtype
@@ -50,16 +51,19 @@ class QuantisedLayers:
         if quant.name in host_formats():
             return self._mixed_precision(*sizes, weight, quant)
         if is_fp8 and hasattr(comfy.ops, "scaled_fp8_ops"):
-            return self._scaled_fp8(*sizes, weight, self._multiplies_fp8())
+            return self._scaled_fp8(*sizes, weight, self._is_fast(quant.name))
         return None
 
-    def _multiplies_fp8(self) -> bool:
-        return self.fast and comfy.model_management.supports_fp8_compute(self.load_device)
+    def _is_fast(self, name: str) -> bool:
+        """Whether to multiply in the few bits of that format."""
+        name = "fp8" if name in FP8_FORMATS else name
+        supports = getattr(comfy.model_management, f"supports_{name}_compute", None)
+        return self.fast and (supports is None or supports(self.load_device))
 
     def _mixed_precision(self, num_in: int, num_out: int, weight: QuantisedWeight, quant: QuantFormat) -> nn.Module:
         """ComfyUI from 0.4 on: a layer takes its format and scales from its part of the state dict."""
-        fast = self._multiplies_fp8() if quant.name in FP8_FORMATS else self.fast
-        operations = comfy.ops.mixed_precision_ops({}, self.compute_dtype, full_precision_mm=not fast)
+        exact = not self._is_fast(quant.name)
+        operations = comfy.ops.mixed_precision_ops({}, self.compute_dtype, full_precision_mm=exact)
         layer = operations.Linear(num_in, num_out, bias=False, device=weight.data.device)
         state = {
             **weight.parts,
