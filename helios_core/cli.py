@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from .checkpoint.checkpoint import open_checkpoint
-from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
+from .checkpoint.describing import describe_file
+from .checkpoint.writing import CONVERT_DTYPES, KEPT_BLOCKS, QUANTISED_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
 from .generate import CLIP_FRAMES, Job, generate
@@ -192,8 +193,14 @@ def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
-    info = add_parser("info", help="tell what a run costs", description="Tokens, TFLOP and memory of a run.")
+    info = add_parser(
+        "info",
+        help="tell what a run costs, or what a file is",
+        description="Tokens, TFLOP and memory of a run; with FILE what that file is: a Helios transformer (layout, "
+        "variant, how each kind of layer is stored), a LoRA (how much of it fits), or something else.",
+    )
     info.set_defaults(run=run_info)
+    info.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a weight file or folder to describe")
     info.add_argument("--model", type=Path, help="take the sizes from this checkpoint instead of the 14B model")
     info.add_argument("--width", type=int, default=640)
     info.add_argument("--height", type=int, default=384)
@@ -211,7 +218,20 @@ def add_convert(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     convert.set_defaults(run=run_convert)
     convert.add_argument("source", type=Path, help="file or folder")
     convert.add_argument("target", type=Path, help="the .safetensors file to write; it is there whole or not at all")
-    convert.add_argument("--dtype", choices=CONVERT_DTYPES, default="bf16", help="(default %(default)s)")
+    convert.add_argument(
+        "--dtype",
+        choices=[*CONVERT_DTYPES, *QUANTISED_DTYPES],
+        default="bf16",
+        help="(default %(default)s); fp8_scaled, int8 and int8_rows (one scale for each row) are quantised as ComfyUI "
+        "does and keep its markers",
+    )
+    convert.add_argument(
+        "--keep-blocks",
+        type=int,
+        default=KEPT_BLOCKS,
+        metavar="N",
+        help="when quantising, the first and last N blocks stay bf16 (default %(default)s)",
+    )
     convert.add_argument("--variant", choices=VARIANTS, help="what the file says of itself (default: as the source)")
 
 
@@ -402,6 +422,9 @@ def open_source(options: argparse.Namespace, noise: NoiseSource) -> ModelSource:
 
 
 def run_info(options: argparse.Namespace) -> None:
+    if options.file is not None:
+        sys.stdout.write("\n".join(describe_file(options.file)) + "\n")
+        return
     settings = VARIANTS[options.variant or "distilled"]
     config = TransformerConfig()
     if options.model is not None:
@@ -417,7 +440,13 @@ def run_info(options: argparse.Namespace) -> None:
 def run_convert(options: argparse.Namespace) -> None:
     if options.target.suffix != ".safetensors":
         raise ValueError(f"the target {options.target} must end with .safetensors, the format that is written")
-    variant = convert_checkpoint(open_checkpoint(options.source), options.target, options.dtype, options.variant)
+    variant = convert_checkpoint(
+        open_checkpoint(options.source),
+        options.target,
+        options.dtype,
+        options.variant,
+        kept_blocks=options.keep_blocks,
+    )
     if variant is None:
         logger.warning(
             "%s does not say which variant it is, so neither does %s. Give --variant to have it written",
