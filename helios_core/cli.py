@@ -28,11 +28,11 @@ from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
 from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
-from .run.long_video import ChunkDone
+from .run.job import ChunkDone
 from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks, StepDone
-from .sampling.noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .sampling.hooks import Hooks, StepDone
+from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
@@ -267,7 +267,7 @@ def run_generate(options: argparse.Namespace) -> None:
         prompt=options.prompt or "",
         negative_prompt=options.negative_prompt,
         later_prompts=numbered(options.then, str),
-        other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
+        rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),

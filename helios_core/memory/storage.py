@@ -48,6 +48,8 @@ def pack_memory(memory: HeliosMemory) -> tuple[dict[str, torch.Tensor], dict[str
         "memory_config": asdict(memory.config),
         "provenance": asdict(memory.provenance),
     }
+    if memory.identity:
+        facts["identity"] = memory.identity
     return tensors, facts
 
 
@@ -70,6 +72,7 @@ def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
             chunk_index=chunk_index,
             config=MemoryConfig(**facts["memory_config"]),
             provenance=Provenance(**facts["provenance"]),
+            identity=str(facts.get("identity", "")),
         )
     except (KeyError, TypeError, ValueError) as fault:
         raise StorageError(f"{path} is not a whole memory file ({fault!r}); save the memory again") from fault
