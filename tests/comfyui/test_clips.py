@@ -10,7 +10,7 @@ from helios_core.media.writer import VideoWriter
 
 @pytest.fixture(scope="module")
 def clips(home, comfyui):
-    """Clips in input/, bit-exact, and their frames: 70 at 24 per second, each of them twice at 48, 40 of an odd size."""
+    """Clips in input/, bit-exact, and their frames: 70 at 24 per second, each twice at 48, and 40 of an odd size."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (70, 64, 64, 3), generator=generator) / 255
     odd = torch.randint(256, (40, 45, 83, 3), generator=generator) / 255
