@@ -24,6 +24,14 @@ CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
+        "all checkouts but the newest (-m 'not newest_only')",
+    )
+
+
 def pytest_terminal_summary(terminalreporter):
     if CHECKOUT is None:
         terminalreporter.write_line(f"tests/comfyui skipped: {WHY_NOT}")
