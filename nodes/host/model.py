@@ -4,7 +4,7 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import comfy.latent_formats
@@ -19,8 +19,9 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ...helios_core.fingerprint import model_fingerprint
 from ...helios_core.model.attention import AttentionFunction
-from ...helios_core.model.transformer import HeliosTransformer, MemoryTokens, PromptContext
+from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
+from .patcher import is_dynamic
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,19 @@ class HeliosModel(_NamesOfLoras):
         # Looked up now: a wrapper may have put another module in the transformer's place.
         transformer = self.diffusion_model
 
+        # As ComfyUI does before it calls a model of its own.
+        dynamic = self.current_patcher is not None and is_dynamic(self.current_patcher)
+        transformer_options = {**transformer_options, "prefetch_dynamic_vbars": dynamic}
+
         def forward(x, timestep, prompt, *, transformer_options, memory):
-            return transformer(x, timestep, prompt, memory, attention=comfy_attention(transformer_options))
+            return transformer(
+                x,
+                timestep,
+                prompt,
+                memory,
+                attention=comfy_attention(transformer_options),
+                each_block=prefetching(transformer_options) if dynamic else None,
+            )
 
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(forward, transformer, wrappers)
@@ -131,6 +143,21 @@ def comfy_attention(transformer_options: dict) -> AttentionFunction:
         )
 
     return attention
+
+
+def prefetching(transformer_options: dict) -> EachBlock:
+    """Brings each block's weights to the device while the block before computes, as ComfyUI's own models do."""
+    import comfy.model_prefetch  # there is none without dynamic VRAM
+
+    def each_block(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterator[torch.nn.Module]:
+        queue = comfy.model_prefetch.make_prefetch_queue(list(blocks), device, transformer_options)
+        for block in blocks:
+            comfy.model_prefetch.prefetch_queue_pop(queue, device, block)
+            yield block
+        if queue is not None:
+            comfy.model_prefetch.prefetch_queue_pop(queue, device, None)
+
+    return each_block
 
 
 CheckCancelled = Callable[[], None]
