@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..transfer import to_device, to_float64
 from .pyramid import StageSchedule
 
 
@@ -42,14 +43,13 @@ def dmd_step(
     x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
 ) -> tuple[torch.Tensor, SolverState]:
     """Jump to the clean sample, then back to the next noise level with the stage's own start as the noise
-    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64."""
+    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64, on the CPU where the
+    device has none, so that every device gives the same bits."""
     sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
-    data = (x.double() - sigma * velocity.double()).to(velocity.dtype)
+    data = (to_float64(x) - sigma * to_float64(velocity)).to(velocity.dtype)
     if next_sigma > 0:
-        x = ((1 - next_sigma) * data.double() + next_sigma * state.start.double()).to(state.start.dtype)
-    else:
-        x = data
-    return x, replace(state, index=state.index + 1)
+        data = ((1 - next_sigma) * data.double() + next_sigma * to_float64(state.start)).to(state.start.dtype)
+    return to_device(data, x.device), replace(state, index=state.index + 1)
 
 
 def unipc_step(
