@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("lazy")
 MISSING = (torch.ops.aten.avg_pool3d.default,)
@@ -40,7 +40,7 @@ class StandInDevice(TorchDispatchMode):
 def call(func, args, kwargs):
     """Do on the CPU what is asked of the stand-in. What is computed from its tensors stays there unless it is asked
     to go elsewhere."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     target = kwargs.get("device", DEVICE if any(isinstance(value, DeviceTensor) for value in given) else None)
     on_stand_in = target is not None and torch.device(target) == DEVICE
     others = [value for value in given if not isinstance(value, DeviceTensor) and value.ndim]
