@@ -59,7 +59,7 @@ EXPECTED_FAULTS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status. What can be expected to fail is reported in one line, without a traceback."""
+    """Run a command; returns the exit status. What can be expected to fail is reported without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = make_parser().parse_args(arguments)
     try:
