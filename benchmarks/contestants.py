@@ -30,10 +30,10 @@ from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
 from helios_core.sampling.loop import sample_chunks
 from helios_core.sampling.noise import DiffusersNoise
-from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 
 from .cases import PROMPT, Case
+from .diffusers_vae import DiffusersWanCodec
 from .prompts import WordTokenizer, encode, text_encoder
 from .stopwatch import Stopwatch, synchronise
 

@@ -41,10 +41,10 @@ from helios_core.sampling.conditioning import text_memory
 from helios_core.sampling.loop import Hooks
 from helios_core.sampling.noise import DiffusersNoise
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
-from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 from tools.plot_lines import plot_lines
 
+from .diffusers_vae import DiffusersWanCodec
 from .page import PAGE, command_line, facts, installed, marks, table, write_section
 from .processes import answer_of
 
