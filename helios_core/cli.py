@@ -28,6 +28,7 @@ from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
+from .options.compiling import check_compile
 from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
 from .run.long_video import ChunkDone
 from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
@@ -274,6 +275,8 @@ def run_generate(options: argparse.Namespace) -> None:
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
+    if options.compile:
+        check_compile(settings)
     memory = load_memory(options.memory) if options.memory else None
     schedule = read_schedule(options.schedule, options.frame_rate) if options.schedule else None
     job = Job(

@@ -29,6 +29,11 @@ def test_latents_that_become_infinite_are_reported_with_their_place(fail):
     assert "Traceback" not in report
 
 
+def test_compiled_blocks_and_a_reused_history_are_refused_in_words(fail, tmp_path):
+    assert "Turn one of the two off" in fail("--compile", "--history-reuse", "stage")
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_little_memory_is_reported(fail, monkeypatch):
     def load(source):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
