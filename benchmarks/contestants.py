@@ -31,11 +31,11 @@ from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
 from helios_core.sampling.noise import DiffusersNoise
 from helios_core.sampling.plan import ChunkPlan
-from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 from tests.chunks import chunks_of
 
 from .cases import PROMPT, Case
+from .diffusers_vae import DiffusersWanCodec
 from .prompts import WordTokenizer, encode, text_encoder
 from .stopwatch import Stopwatch, synchronise
 

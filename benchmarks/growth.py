@@ -43,10 +43,10 @@ from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import DiffusersNoise
 from helios_core.sampling.plan import ChunkPlan
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
-from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 from tools.plot_lines import plot_lines
 
+from .diffusers_vae import DiffusersWanCodec
 from .page import PAGE, command_line, facts, installed, marks, table, write_section
 from .processes import answer_of
 

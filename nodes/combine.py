@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.audio import Sound
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.writer import VideoWriter
 from .host.folders import next_path
 from .host.graph_metadata import graph_metadata
@@ -116,7 +116,7 @@ class HeliosVideoCombine(io.ComfyNode):
             chosen = find_format(format or MP4_H264.name)
             chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
             chosen.check_crf(crf or 0)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 

@@ -32,7 +32,7 @@ class VideoWriter:
 
     Raises ValueError for a size, rate, crf, pixel format or file name that cannot be written and when the
     block ends without a frame, TypeError for metadata that is not text, FileNotFoundError when the folder is
-    missing, and RuntimeError when FFmpeg was built without the encoder.
+    missing, and MissingEncoderError when FFmpeg was built without the encoder.
     """
 
     def __init__(

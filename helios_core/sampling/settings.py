@@ -190,6 +190,14 @@ def variant_of(settings: SamplingSettings) -> str:
     return "base" if settings.schedule.num_stages == 1 else "mid"
 
 
+def model_title(settings: SamplingSettings) -> str:
+    """What a model with these settings is called in sentences: "Helios Mid", or "Helios" when its pyramid is that of no
+    published variant (the demo's)."""
+    variant = variant_of(settings)
+    is_published = settings.schedule.num_stages == VARIANTS[variant].schedule.num_stages
+    return f"Helios {variant.capitalize()}" if is_published else "Helios"
+
+
 def settings_from_folder(folder: Path) -> SamplingSettings | None:
     """Settings told by a published model folder, or None when it has no `scheduler/scheduler_config.json`.
 

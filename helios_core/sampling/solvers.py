@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..transfer import to_device, to_float64
 from .pyramid import StageSchedule
 
 
@@ -44,15 +45,15 @@ def euler_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, sta
 
 def dmd_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, state: SolverState) -> StepTaken:
     """Jump to the clean sample, then back to the next noise level with the stage's own start as the noise
-    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64."""
+    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64, on the CPU where the
+    device has none, so that every device gives the same bits."""
     sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
     v = velocity(x, schedule.timesteps[state.index])
-    data = (x.double() - sigma * v.double()).to(v.dtype)
+    data = (to_float64(x) - sigma * to_float64(v)).to(v.dtype)
+    ahead = data
     if next_sigma > 0:
-        x = ((1 - next_sigma) * data.double() + next_sigma * state.start.double()).to(state.start.dtype)
-    else:
-        x = data
-    return x, data, replace(state, index=state.index + 1)
+        ahead = ((1 - next_sigma) * data.double() + next_sigma * to_float64(state.start)).to(state.start.dtype)
+    return to_device(ahead, x.device), to_device(data, x.device), replace(state, index=state.index + 1)
 
 
 def unipc_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, state: SolverState) -> StepTaken:

@@ -9,6 +9,7 @@ import torch
 
 from ..fingerprint import fingerprint
 from ..sampling.settings import SamplingSettings
+from ..transfer import to_device, to_float64
 from .schedule import PromptSchedule, Segment
 
 
@@ -32,7 +33,7 @@ def blend_rows(old: torch.Tensor, new: torch.Tensor, weight: float, shape: str =
     if shape == "linear":
         return linear.to(new.dtype)
     # float64: the sine of the angle between two rows that are nearly the same is otherwise mostly rounding.
-    a, b = old.double(), new.double()
+    a, b = to_float64(old), to_float64(new)
     length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     a, b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
     angle = (a * b).sum(-1, keepdim=True).clamp(-1.0, 1.0).arccos()
@@ -40,7 +41,7 @@ def blend_rows(old: torch.Tensor, new: torch.Tensor, weight: float, shape: str =
     direction = (((1.0 - weight) * angle).sin() * a + (weight * angle).sin() * b) / sine.clamp_min(1e-12)
     spherical = direction * torch.lerp(length_a, length_b, weight)
     has_arc = (length_a > 1e-12) & (length_b > 1e-12) & (sine > 1e-6)
-    return torch.where(has_arc, spherical, linear.double()).to(new.dtype)
+    return to_device(torch.where(has_arc, spherical, to_float64(linear)).to(new.dtype), new.device)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ _WHOLE = re.compile(r"-?[0-9]{1,30}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,17})?")
 _SECONDS = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)s")
 _END = re.compile(r"end(?:[ \t]|$)")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/\-]+")
 _OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor")
 
 
@@ -89,36 +88,6 @@ def parse_schedule(
         raise ScheduleError(1, 1, 'the schedule is empty; it needs at least one line such as "0s: a fox in the snow"')
     segments = [Segment(prompt="\n".join(rows), **entry) for entry, rows in zip(entries, prompts, strict=True)]
     return PromptSchedule(tuple(segments), num_chunks, blend, shape)
-
-
-def format_schedule(schedule: PromptSchedule) -> str:
-    """The text form, with starts in chunks. `parse_schedule`, given its `blend` and `shape`, reads it back equal."""
-    lines = [format_segment(segment) for segment in schedule.segments]
-    if schedule.num_chunks is not None:
-        lines.append(f"end chunk {schedule.num_chunks}")
-    return "\n".join(lines) + "\n"
-
-
-def format_segment(segment: Segment) -> str:
-    words = [f"chunk {segment.start}"]
-    if segment.blend is not None:
-        words.append(f"blend {segment.blend}")
-    if segment.shape is not None:
-        words.append(segment.shape)
-    if segment.seed is not None:
-        words.append(f"seed {segment.seed}")
-    if segment.guidance_scale is not None:
-        words.append(f"guidance {_plain_number(segment.guidance_scale)}")
-    if segment.anchor is not None:
-        plain = _PLAIN_NAME.fullmatch(segment.anchor)
-        words.append(f"anchor {segment.anchor}" if plain else f'anchor "{segment.anchor}"')
-    prompt = segment.prompt.replace("\n", "\n    ")
-    return f"{' '.join(words)}: {prompt}"
-
-
-def _plain_number(value: float) -> str:
-    """The shortest decimals that give the value back. Guidance lies from 1 to 30, so there is no exponent."""
-    return str(int(value)) if value == int(value) else repr(value)
 
 
 class _Line:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -26,9 +26,6 @@ from .wan_vae_file import load_wan_vae, vae_folder
 
 # noise(shape, key) -> unit normal noise for a sample of the posterior
 PosteriorNoise = Callable[[torch.Size, Key], torch.Tensor]
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
 
 
 class Codec(Protocol):
@@ -121,82 +118,6 @@ class WanCodec:
         return tuple(
             torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
         )
-
-
-class DiffusersWanCodec:
-    """The Wan VAE of diffusers, with model space on its latent side.
-
-    `vae` is an AutoencoderKLWan that the caller loaded; Helios runs it in float32. Encoding takes the mean
-    of the posterior or, when `noise` is given, a sample mean + std * noise(shape) with unit normal noise, one
-    call for each chunk, as the reference draws it. Chunks go through the VAE one at a time.
-    """
-
-    def __init__(
-        self,
-        vae: AutoencoderKLWan,
-        *,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
-    ) -> None:
-        self.vae = vae
-        self.noise = noise
-
-    @classmethod
-    def from_folder(
-        cls,
-        path: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
-    ) -> DiffusersWanCodec:
-        """Load a VAE folder, or the `vae` in a whole model's folder. Reads safetensors only, never downloads.
-
-        Raises ImportError without diffusers and FileNotFoundError when the folder holds no VAE.
-        """
-        try:
-            from diffusers import AutoencoderKLWan  # optional: only this method needs it
-        except ImportError as fault:
-            raise ImportError("reading a diffusers VAE needs diffusers 0.33 or newer: pip install diffusers") from fault
-        path = Path(path)
-        for folder in (path / "vae", path):
-            if (folder / "config.json").is_file():
-                break
-        else:
-            raise FileNotFoundError(f"no VAE in {path}: expected config.json there or in its folder vae")
-        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-        return cls(vae.to(device).eval().requires_grad_(False), noise=noise)
-
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
-        _check_pixels(pixels)
-        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
-        _check_latents(latents)
-        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
-
-    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        latents = posterior.mean
-        if self.noise is not None:
-            latents = latents + posterior.std * self.noise(latents.shape).to(latents)
-        mean, inverse_std = self._statistics()
-        return ((latents - mean) * inverse_std).float()
-
-    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, inverse_std = self._statistics()
-        latents = latents.to(self.vae.device, self.vae.dtype) / inverse_std + mean
-        return self.vae.decode(latents, return_dict=False)[0].float()
-
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and 1 / std of the VAE's latents, (1, 16, 1, 1, 1) each, in the VAE's type."""
-        mean = torch.tensor(self.vae.config.latents_mean).view(1, -1, 1, 1, 1)
-        inverse_std = 1 / torch.tensor(self.vae.config.latents_std).view(1, -1, 1, 1, 1)
-        where = {"device": self.vae.device, "dtype": self.vae.dtype}
-        return mean.to(**where), inverse_std.to(**where)
 
 
 def _by_chunk(code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int) -> torch.Tensor:

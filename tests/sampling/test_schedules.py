@@ -24,6 +24,7 @@ from helios_core.sampling.pyramid import (
 from helios_core.sampling.settings import ScheduleConfig
 from helios_core.sampling.solvers import SOLVERS, SolverState
 from tests import reference
+from tests.stand_in_device import DEVICE, StandInDevice, to_stand_in
 
 SHIFTS = {
     "exponential": {"use_dynamic_shifting": True, "time_shift_type": "exponential"},
@@ -190,6 +191,25 @@ def test_dmd_steps_are_the_references(num_steps, dtype):
         assert actual.dtype == expected.dtype
         tolerance = 1e-6 if dtype == torch.float32 else 2**-7
         assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_without_float64_takes_the_same_steps_bit_for_bit(solver, dtype):
+    schedule = stage_schedule(ScheduleConfig(solver=solver), 1, 3, 2160)
+    velocities = [start_sample(dtype) * factor for factor in (0.3, -0.7, 0.5)]
+
+    def run(to_device) -> torch.Tensor:
+        x = to_device(start_sample(dtype))
+        state = SolverState(start=x)
+        for velocity in velocities:
+            x, state = SOLVERS[solver](x, to_device(velocity), schedule, state)
+        return x
+
+    with StandInDevice():
+        there = run(to_stand_in)
+        assert there.device == DEVICE
+        assert torch.equal(there.cpu(), run(lambda tensor: tensor))
 
 
 @pytest.mark.parametrize("solver", ["unipc", "euler", "dmd"])

@@ -20,6 +20,7 @@ from helios_core.script.blending import EncodedSchedule, blend_rows
 from helios_core.script.schedule import PromptSchedule, Segment
 from helios_core.script.schedule_text import parse_schedule
 from tests.chunks import chunks_of, chunks_of_script
+from tests.stand_in_device import DEVICE, StandInDevice, to_stand_in
 
 weights = st.floats(0.01, 0.99)
 
@@ -51,6 +52,14 @@ def test_a_spherical_blend_turns_each_row_in_the_plane_of_the_two(weight):
         length = (1 - weight) * row_a.norm() + weight * row_b.norm()
         torch.testing.assert_close(row, length * (math.cos(angle) * first + math.sin(angle) * second))
     assert (blended[0, 4:] == 0).all()
+
+
+def test_a_device_without_float64_blends_to_the_same_bits():
+    a, b = random_rows(0), random_rows(1)
+    with StandInDevice():
+        there = blend_rows(to_stand_in(a), to_stand_in(b), 0.3, "spherical")
+        assert there.device == DEVICE
+        assert torch.equal(there.cpu(), blend_rows(a, b, 0.3, "spherical"))
 
 
 @hypothesis_settings(deadline=None)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.diffusers_vae import DiffusersWanCodec
 from helios_core.checkpoint.checkpoint import CheckpointError
 from helios_core.demo.model import VAE_FILE
 from helios_core.report.cost import vae_bytes
-from helios_core.vae.codec import DiffusersWanCodec, WanCodec
+from helios_core.vae.codec import WanCodec
 from helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, Past, WanVAE
 from helios_core.vae.wan_vae_file import load_wan_vae
 from tests.live_tensors import LivePeak
