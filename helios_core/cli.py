@@ -19,6 +19,7 @@ from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .faults import in_words
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.frames import contact_sheet, read_image
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, OSError, ImportError, RunFolderBusyError) as fault:
-        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
+        logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
         logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")

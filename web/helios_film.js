@@ -43,6 +43,7 @@ function showFilm(node) {
     if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(locator);
     else delete app.nodePreviewImages?.[locator];
     dropLivePreview(node);
+    node.previewMediaType = "video"; // older pages look for nothing else
     node.images = undefined; // so that the page finds the output new, and loads it
     node.graph?.setDirtyCanvas(true, true);
 }

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from ..files import remove_unfinished
+from ..faults import add_note
+from ..files import remove_file, remove_unfinished
 from ..fingerprint import fingerprint
 from ..geometry import FRAMES_PER_CHUNK, check_size
 from ..media.reader import read_video
@@ -188,7 +189,7 @@ def make_video(
         remove_unfinished(path.parent, path.stem)
         join_segments([*lead_in, *segments], path, metadata)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
-        folder.preview_path.unlink(missing_ok=True)
+        remove_file(folder.preview_path)
     return run.last_done
 
 
@@ -410,7 +411,7 @@ class _Run:
         for future, _ in self.pending:
             fault = future.exception()
             if fault is not None and fault is not stop:
-                stop.add_note(f"A finished chunk could not be encoded either: {fault}")
+                add_note(stop, f"A finished chunk could not be encoded either: {fault}")
 
 
 def _finish(encode: Callable[[], Path], preview: GrowingVideo) -> None:
