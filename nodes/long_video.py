@@ -15,7 +15,7 @@ from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.sampling.settings import SamplingSettings
 from ..helios_core.script.blending import EncodedSchedule
 from .chunk_strip import ChunkStrip
-from .host.folders import next_path, run_path
+from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
 from .host.model import helios_model, model_settings
@@ -147,8 +147,12 @@ class HeliosLongVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str | None = None, reroll: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, run_name: str | None = None, reroll: str | None = None, filename_prefix: str | None = None
+    ) -> bool | str:
         try:
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
             if run_name is not None:  # None: comes from another node; checked in execute
                 run_path(run_name)
             if reroll is not None:
@@ -203,9 +207,9 @@ class HeliosLongVideo(io.ComfyNode):
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
         )
         video.check()
-        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
+        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
-        folder, node_id = RunFolder(run_path(run_name)), cls.hidden.unique_id
+        folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
         with (
             sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
