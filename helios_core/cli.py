@@ -39,6 +39,7 @@ from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
+from .typed import plain_head
 from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
@@ -352,7 +353,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
     """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
     parsed = {}
     for text in values:
-        chunk, _, value = text.partition(":")
+        chunk, _, value = plain_head(text).partition(":")
         try:
             parsed[int(chunk)] = convert(value)
         except ValueError:

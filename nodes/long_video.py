@@ -14,6 +14,7 @@ from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.sampling.settings import SamplingSettings
 from ..helios_core.script.blending import EncodedSchedule
+from ..helios_core.typed import plain
 from .chunk_strip import ChunkStrip
 from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
@@ -261,7 +262,7 @@ class Plan:
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
     """ "3:77, 5:12" -> {3: 77, 5: 12}: chunk -> seed. Raises ValueError, also for a chunk that is not in `chunks`."""
     rerolls = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in plain(text).split(","))):
         chunk, _, seed = (piece.strip() for piece in part.partition(":"))
         if not (chunk.isdecimal() and seed.isdecimal()):
             raise ValueError(f"reroll {part!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")

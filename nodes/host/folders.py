@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...helios_core.files import UNFINISHED_BYTES, check_file_name
+from ...helios_core.typed import visible
 from .file_names import expand_name, without_tokens
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def run_path(name: str, hidden=None) -> Path:
     """The run folder of that name, in which %..% stand for what they do in file names (`hidden` are the node's hidden
     inputs). Raises ValueError for a name that is not a plain folder name."""
     name = without_tokens(name) if hidden is None else expand_name(name, hidden.prompt, hidden.extra_pnginfo)
-    name = name.strip()
+    name = visible(name).strip()
     if not _RUN_NAME.fullmatch(name):
         raise ValueError(
             f"run name {name[:120]!r} must begin with a letter or digit and hold only letters, digits, spaces, '_', "
@@ -62,7 +63,7 @@ def next_path(prefix: str, suffix: str, width: int = 0, height: int = 0, hidden=
 def _place(prefix: str, suffix_bytes: int) -> str:
     """The prefix relative to the output folder. Raises ValueError unless it names a file that can be there."""
     root = folder_paths.get_output_directory()
-    plain = prefix.replace("\\", "/")
+    plain = visible(prefix).strip().replace("\\", "/")
     whole = os.path.normpath(os.path.join(root, plain))
     if not _is_inside(root, os.path.dirname(whole)):
         raise ValueError(
