@@ -19,6 +19,7 @@ from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .faults import in_words
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
@@ -41,6 +42,7 @@ from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
+from .typed import plain_head
 from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except EXPECTED_FAULTS as fault:
-        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
+        logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
         logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
@@ -368,7 +370,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
     """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
     parsed = {}
     for text in values:
-        chunk, _, value = text.partition(":")
+        chunk, _, value = plain_head(text).partition(":")
         try:
             parsed[int(chunk)] = convert(value)
         except ValueError:

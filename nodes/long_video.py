@@ -13,8 +13,9 @@ from ..helios_core.run.run_folder import RunFolder
 from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.script.plans import ScriptedPlans
+from ..helios_core.typed import plain
 from .chunk_strip import ChunkStrip
-from .host.folders import next_path, run_path
+from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
 from .host.model import helios_model, model_settings
@@ -146,8 +147,12 @@ class HeliosLongVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str | None = None, reroll: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, run_name: str | None = None, reroll: str | None = None, filename_prefix: str | None = None
+    ) -> bool | str:
         try:
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
             if run_name is not None:  # None: comes from another node; checked in execute
                 run_path(run_name)
             if reroll is not None:
@@ -205,9 +210,9 @@ class HeliosLongVideo(io.ComfyNode):
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
         )
         video.check()
-        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
+        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
-        folder, node_id = RunFolder(run_path(run_name)), cls.hidden.unique_id
+        folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
         with (
             sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
@@ -237,7 +242,7 @@ class HeliosLongVideo(io.ComfyNode):
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
     """ "3:77, 5:12" -> {3: 77, 5: 12}: chunk -> seed. Raises ValueError, also for a chunk that is not in `chunks`."""
     rerolls = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in plain(text).split(","))):
         chunk, _, seed = (piece.strip() for piece in part.partition(":"))
         if not (chunk.isdecimal() and seed.isdecimal()):
             raise ValueError(f"reroll {part!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")

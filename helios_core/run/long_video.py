@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from ..files import remove_unfinished
+from ..faults import add_note
+from ..files import remove_file, remove_unfinished
 from ..geometry import FRAMES_PER_CHUNK
 from ..media.segments import GrowingVideo, join_segments, write_segment
 from ..model.transformer import HeliosTransformer
@@ -78,7 +79,7 @@ def make_video(
         remove_unfinished(path.parent, path.stem)
         join_segments([*lead_in, *segments], path, metadata)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
-        folder.preview_path.unlink(missing_ok=True)
+        remove_file(folder.preview_path)
     return run.last_done
 
 
@@ -237,7 +238,7 @@ class _Run:
         for future, _ in self.pending:
             fault = future.exception()
             if fault is not None and fault is not stop:
-                stop.add_note(f"A finished chunk could not be encoded either: {fault}")
+                add_note(stop, f"A finished chunk could not be encoded either: {fault}")
 
 
 def _finish(encode: Callable[[], Path], preview: GrowingVideo) -> None:

@@ -25,7 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..files import StorageError, check_tensors, load_tensors, remove_unfinished, save_tensors
+from ..files import (
+    StorageError,
+    check_tensors,
+    flush,
+    load_tensors,
+    patiently,
+    remove_file,
+    remove_unfinished,
+    save_tensors,
+)
 from ..media.segments import is_whole
 from ..memory.memory import HeliosMemory
 from ..memory.storage import pack_memory, unpack_memory
@@ -144,7 +153,8 @@ class RunFolder:
         path = self.segment_path(key)
         if path.is_file() and not is_whole(path):
             logger.warning("%s is damaged and will be encoded again", path)
-            path.unlink()
+            remove_file(path)  # or it is written over
+            return False
         return path.is_file()
 
     def _usable(self, path: Path, read) -> bool:
@@ -154,7 +164,7 @@ class RunFolder:
             return False
         except StorageError as fault:
             logger.warning("%s; it is set aside and the chunk made again", fault)
-            os.replace(path, path.with_suffix(".damaged"))
+            patiently(os.replace, path, path.with_suffix(".damaged"))
             return False
         return True
 
@@ -166,7 +176,7 @@ class RunFolder:
         with (self.path / JOURNAL).open("ab") as stream:
             stream.write(line.encode())
             stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
 
     def _end_torn_line(self) -> None:
         """Keep the next record off the line that a killed run left unfinished."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..typed import plain
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -227,7 +229,7 @@ def settings_from_folder(folder: Path) -> SamplingSettings | None:
 def parse_steps(text: str) -> tuple[int, ...]:
     """ "2,2,2" -> (2, 2, 2). Raises ValueError for anything but whole numbers from 1 to 1000."""
     try:
-        steps = tuple(int(part) for part in text.split(","))
+        steps = tuple(int(part) for part in plain(text).split(","))
     except ValueError:
         steps = ()
     if not steps or not all(1 <= number <= 1000 for number in steps):

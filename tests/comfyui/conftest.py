@@ -107,8 +107,10 @@ def clip_file(home):
 
 @pytest.fixture(scope="session")
 def server(home, models):
-    """ComfyUI with the pack, in a process of its own."""
+    """ComfyUI with the pack, in a process of its own; with the frontend in $HELIOS_FRONTEND where that is set (the
+    `static` folder of an unpacked comfyui_frontend_package)."""
     from harness.server import Server
 
-    with Server(home) as server:
+    frontend = os.environ.get("HELIOS_FRONTEND")
+    with Server(home, options=("--cpu", *(["--front-end-root", frontend] if frontend else []))) as server:
         yield server
