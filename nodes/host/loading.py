@@ -9,6 +9,7 @@ import torch
 
 from ...helios_core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...helios_core.checkpoint.loading import load_transformer
+from ...helios_core.fingerprint import files_fingerprint
 from ...helios_core.report.cost import num_parameters
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import choose_variant
@@ -65,7 +66,13 @@ def make_patcher(checkpoint: Checkpoint, settings: SamplingSettings, name: str, 
         operations=comfy.ops.pick_operations(storage, compute, load_device=load_device, fp8_optimizations=fast),
         keep_quantised=QuantisedLayers(compute, load_device, WEIGHT_DTYPES[weight_dtype], fast),
     )
-    model = HeliosModel(transformer, settings, name, manual_cast)
+    made_from = {
+        "weights": files_fingerprint({entry.file for entry in checkpoint.tensors.values()}),
+        "dtype": f"{storage} computed in {compute}",
+        # What else the choice means: fp8 products, and which quantised weights are kept as they are stored.
+        "weight_dtype": weight_dtype if fast or checkpoint.is_quantised else "",
+    }
+    model = HeliosModel(transformer, settings, name, manual_cast, made_from)
     patcher = HeliosPatcher(model, load_device=load_device, offload_device=offload_device)
     logger.info(
         "Helios %s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
