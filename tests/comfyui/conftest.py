@@ -45,6 +45,33 @@ def comfyui(home):
     return ComfyUI(home)
 
 
+def memory_managers() -> list[str]:
+    """ComfyUI's ways to keep weights: "static", and "dynamic" where it has dynamic VRAM (lazily built layers)."""
+    has_dynamic = CHECKOUT is not None and (CHECKOUT / "comfy" / "memory_management.py").is_file()
+    return ["static", "dynamic"] if has_dynamic else ["static"]
+
+
+@pytest.fixture(scope="module", params=memory_managers())
+def memory_manager(request, comfyui):
+    """Every test of a module with `pytestmark = pytest.mark.usefixtures("memory_manager")` runs under each.
+
+    "dynamic" is what main.py sets on a machine with a GPU. ComfyUI itself gives a CPU the static patcher all the same,
+    over layers that are built lazily.
+    """
+    if request.param == "static":
+        yield request.param
+        return
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()  # maps weight files; needs no GPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        patch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+        yield request.param
+
+
 @pytest.fixture(scope="session")
 def models(comfyui, home):
     """Tiny weights under the file names that the sample workflows ask for."""
