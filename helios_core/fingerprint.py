@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -46,8 +46,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def file_fingerprint(path: Path) -> str:
     """The size, and 64 pieces of 64 KiB spread from the first byte (where headers are) to the last: of weights that
-    need not be loaded. Of a safetensors file also the whole header and the middle of every tensor, so that two
-    trainings of a few layers differ. Raises OSError when the file cannot be read."""
+    need not be loaded. Raises OSError when the file cannot be read."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
@@ -55,15 +54,17 @@ def file_fingerprint(path: Path) -> str:
         for piece in range(_SAMPLES_PER_FILE):
             stream.seek(max(0, size - _BYTES_PER_SAMPLE) * piece // (_SAMPLES_PER_FILE - 1))
             digest.update(stream.read(_BYTES_PER_SAMPLE))
-        if path.suffix == ".safetensors":
-            for piece in _tensor_pieces(stream, size):
-                digest.update(piece)
     return digest.hexdigest()
 
 
-def files_fingerprint(paths: Iterable[Path]) -> str:
-    """Of several files that are one model: what is in them, whatever their names and folder."""
-    return fingerprint(sorted(file_fingerprint(path) for path in paths))
+def content_fingerprint(path: Path) -> str:
+    """`file_fingerprint`, and of a safetensors file also the header and the middle of every tensor, so that two
+    trainings of a few layers differ. Raises OSError when the file cannot be read."""
+    whole = file_fingerprint(path)
+    if path.suffix != ".safetensors":
+        return whole
+    with path.open("rb") as stream:
+        return fingerprint(whole, *_tensor_pieces(stream, stream.seek(0, 2)))
 
 
 def _tensor_pieces(stream: BinaryIO, size: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import torch
 
 from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.loading import load_transformer
-from .fingerprint import files_fingerprint, fingerprint
+from .fingerprint import file_fingerprint, fingerprint
 from .model.transformer import HeliosTransformer
 from .options.fp8 import check_fp8_products, fp8_linear
 from .sampling.noise import NoiseSource
@@ -76,9 +76,9 @@ class PublishedModel:
 
     @property
     def fingerprint(self) -> str:
-        weights = files_fingerprint({entry.file for entry in self.checkpoint.tensors.values()})
+        files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
         numbers = [str(self.dtype), "fp8 products"] if self.fp8_matmul else [str(self.dtype)]
-        return fingerprint(weights, *numbers)
+        return fingerprint([file_fingerprint(file) for file in files], *numbers)
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]

@@ -1,9 +1,10 @@
 """What is in a file or folder, as a fingerprint; read again only when the file has changed."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from ...helios_core.fingerprint import file_fingerprint, fingerprint
+from ...helios_core.fingerprint import content_fingerprint, fingerprint
 
 MAX_FILES = 1000
 
@@ -13,6 +14,11 @@ def file_content(path: Path) -> str:
     path = path.resolve()
     status = path.stat()
     return _content(path, status.st_size, status.st_mtime_ns)
+
+
+def files_content(paths: Iterable[Path]) -> str:
+    """Fingerprint of files that are one model, whatever their names. Raises OSError for one that cannot be read."""
+    return fingerprint(sorted(file_content(path) for path in paths))
 
 
 def folder_content(path: Path) -> str:
@@ -26,4 +32,4 @@ def folder_content(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content(path: Path, size: int, mtime_ns: int) -> str:
-    return file_fingerprint(path)
+    return content_fingerprint(path)

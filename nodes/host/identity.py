@@ -78,7 +78,7 @@ def vae_identity(vae: comfy.sd.VAE, wire: str = "") -> str:
     """A VAE: its file if that is known, else what its `wire` is made from (see `wire_identity`), else its values. Also
     the precision that ComfyUI was started with, and from a Helios Fast VAE how it decodes."""
     model = vae.first_stage_model
-    weights = getattr(model, "made_from", None) or _vae_file(vae) or wire or _values(vae.patcher)
+    weights = vae_file(vae) or wire or _values(vae.patcher)
     decoding = getattr(model, "decoding", None)
     precisions = [name for name in VAE_PRECISIONS if getattr(args, name, False)]
     return fingerprint(weights, "" if decoding is None else decoding, precisions)
@@ -150,8 +150,11 @@ def _changes(patcher: comfy.model_patcher.ModelPatcher, describe: Description) -
     ]
 
 
-def _vae_file(vae: comfy.sd.VAE) -> str:
-    """The content of the file that the VAE was loaded from, where ComfyUI (0.33 and later) says so."""
+def vae_file(vae: comfy.sd.VAE) -> str:
+    """The content of the file that the VAE was loaded from, where ComfyUI (0.33 and later) says so; else ""."""
+    made_from = getattr(vae.first_stage_model, "made_from", "")
+    if made_from:
+        return made_from
     factory = getattr(vae.patcher, "cached_patcher_init", None)
     path = factory[1][0] if factory and factory[1] else None
     if not isinstance(path, str) or not Path(path).is_file() or vae.patcher.patches:

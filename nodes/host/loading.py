@@ -9,10 +9,10 @@ import torch
 
 from ...helios_core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...helios_core.checkpoint.loading import load_transformer
-from ...helios_core.fingerprint import files_fingerprint
 from ...helios_core.report.cost import num_parameters
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import choose_variant
+from .file_content import files_content
 from .layers import QuantisedLayers
 from .model import HeliosModel, HeliosModelConfig
 from .patcher import HeliosPatcher
@@ -67,7 +67,7 @@ def make_patcher(checkpoint: Checkpoint, settings: SamplingSettings, name: str, 
         keep_quantised=QuantisedLayers(compute, load_device, WEIGHT_DTYPES[weight_dtype], fast),
     )
     made_from = {
-        "weights": files_fingerprint({entry.file for entry in checkpoint.tensors.values()}),
+        "weights": files_content({entry.file for entry in checkpoint.tensors.values()}),
         "dtype": f"{storage} computed in {compute}",
         # What else the choice means: fp8 products, and which quantised weights are kept as they are stored.
         "weight_dtype": weight_dtype if fast or checkpoint.is_quantised else "",
