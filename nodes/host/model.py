@@ -4,8 +4,9 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.model_base
@@ -17,7 +18,6 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...helios_core.fingerprint import model_fingerprint
 from ...helios_core.model.attention import AttentionFunction
 from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
@@ -47,6 +47,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         settings: SamplingSettings,
         name: str,
         manual_cast_dtype: torch.dtype | None,
+        made_from: Mapping[str, str],
     ) -> None:
         config = HeliosModelConfig({"disable_unet_model_creation": True})
         config.manual_cast_dtype = manual_cast_dtype
@@ -54,8 +55,8 @@ class HeliosModel(comfy.model_base.BaseModel):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
-        # Taken now, before LoRAs are written into the weights.
-        self.fingerprint = model_fingerprint(transformer)
+        self.made_from = made_from  # name of a part -> what it is; see identity.py
+        self.described_adapters = WeakKeyDictionary()  # LoRAs beside the layers; see describe.py
         self.unfinished_run = None  # a stopped run's chunks; see run.py
 
     def state_dict(self, *args, **kwargs):
