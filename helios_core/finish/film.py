@@ -79,25 +79,32 @@ class Finisher:
         self.source, self.recipe, self.say, self.progress = source, recipe, say, progress
         self.kitchen: Kitchen | None = None
 
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the result, found by reading the first frame. Raises as `plan`."""
+        if self.kitchen is None:
+            frame = next(self.source.open(), None)
+            if frame is None:
+                raise ValueError(f"{self.source.name} has no frames; there is nothing to finish")
+            self._prepare(frame)
+        return self.kitchen.size
+
     def plan(self) -> list[Piece]:
         """The pieces in order, found by reading every frame once.
 
         Raises ValueError for a video without frames, of a size that cannot be written, or damaged in the middle.
         """
+        self.size()
         pieces, digests = [], []
         context: deque[str] = deque(maxlen=self.recipe.num_context)
         start = 0
         for frame in self.source.open():
-            if self.kitchen is None:
-                self._prepare(frame)
             digests.append(fingerprint(frame))
             if len(digests) == PIECE_FRAMES:
                 pieces.append(self._piece(start, digests, context))
                 start, digests = start + PIECE_FRAMES, []
+                self.progress(0, start)  # the user may cancel
         if digests:
             pieces.append(self._piece(start, digests, context))
-        if not pieces:
-            raise ValueError(f"{self.source.name} has no frames; there is nothing to finish")
         num_frames = pieces[-1].stop
         tail = range(self.kitchen.pace.upto(num_frames - 1), self.kitchen.pace.total(num_frames))
         pieces.append(self._piece(num_frames, [], context, tail))
@@ -115,9 +122,8 @@ class Finisher:
         if outputs is None:
             outputs = range(self.kitchen.pace.upto(start - 1), self.kitchen.pace.upto(stop - 1))
         # The size is in the frames' digests, the rate of the source is not.
-        key = fingerprint(
-            self.recipe.fingerprint, self.source.frame_rate, start, list(context), digests, [outputs.start, outputs.stop]
-        )
+        made_from = self.recipe.fingerprint, self.source.frame_rate, list(context), digests
+        key = fingerprint(*made_from, start, outputs.start, outputs.stop)
         context.extend(digests)
         return Piece(start, stop, outputs, f"{start:07}-{key}{self.recipe.format.suffix}")
 
@@ -152,8 +158,8 @@ class Finisher:
             self.say(remark)
         self.say(
             f"{width}x{height} at {float(pace.source_rate):g} become {new_width}x{new_height} at {float(pace.rate):g} "
-            f"frames per second: {total} frames in {len(pieces)} pieces, of which {len(missing)} pieces with {num_missing} "
-            "frames are still to be made"
+            f"frames per second: {total} frames in {len(pieces)} pieces, of which {len(missing)} with {num_missing} frames "
+            "are still to be made"
         )
         if self.recipe.interpolator and self.recipe.upscaler:
             self.say("frames between are made at the small size, then every frame is upscaled")
