@@ -158,8 +158,8 @@ class Finisher:
             self.say(remark)
         self.say(
             f"{width}x{height} at {float(pace.source_rate):g} become {new_width}x{new_height} at {float(pace.rate):g} "
-            f"frames per second: {total} frames in {len(pieces)} pieces, of which {len(missing)} with {num_missing} frames "
-            "are still to be made"
+            f"frames per second: {total} frames in {len(pieces)} pieces; to be made now: {num_missing} frames in "
+            f"{len(missing)} pieces"
         )
         if self.recipe.interpolator and self.recipe.upscaler:
             self.say("frames between are made at the small size, then every frame is upscaled")

@@ -13,8 +13,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import InputImpl
 
-from ...helios_core.finish.source import Source, file_source, frames_source
 from ...helios_core.fingerprint import fingerprint, tensor_samples
+from ...helios_core.finish.source import Source, file_source, frames_source
 from .video_wire import sound_of_audio, trim_window
 
 TILE, SMALLEST_TILE, OVERLAP = 512, 128, 32
