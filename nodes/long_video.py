@@ -213,8 +213,9 @@ class HeliosLongVideo(io.ComfyNode):
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
         folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
+        planned = [video.plan(chunk).settings for chunk in span]
         with (
-            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
+            sampling_run(model, memory, planned, node_id, script.loras.values()) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
             overlapped = None

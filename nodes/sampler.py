@@ -142,8 +142,9 @@ class HeliosChunkSampler(io.ComfyNode):
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
+        loras = script.loras.values()
         past = Past(run.chunks[-1][1] if run.chunks else memory)
-        with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id) as sampling:
+        with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id, loras) as sampling:
             for chunk in make_chunks(
                 sampling.load,
                 past,

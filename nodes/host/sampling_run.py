@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from ...helios_core.report.cost import estimate_memory
 from ...helios_core.report.eta import step_costs
 from ...helios_core.sampling.hooks import Hooks
 from ...helios_core.sampling.loop import OutOfMemoryError
+from ...helios_core.sampling.loras import Lora, LorasOverTime
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
@@ -63,14 +64,18 @@ def sampling_run(
     memory: HeliosMemory,
     settings: Sequence[SamplingSettings],
     node_id: str | None,
+    loras: Collection[Lora] = (),
 ) -> Iterator[SamplingRun]:
     """Load the model with room for the chunks that follow `memory`, one for each of `settings`. `node_id` is the node
-    that shows the progress, and a warning for settings that the variant was not trained for.
+    that shows the progress, and a warning for settings that the variant was not trained for. `loras` are those of a
+    schedule, whose strengths change.
 
-    Raises ValueError for a model that carries a part of a sampler from another node, and OutOfMemoryError, with what
-    to do about it in ComfyUI, when the device has too little memory.
+    Raises ValueError for a model that carries a part of a sampler from another node or a LoRA that does not fit, and
+    OutOfMemoryError, with what to do about it in ComfyUI, when the device has too little memory.
     """
     helios = helios_model(patcher)
+    over_time = LorasOverTime(loras)
+    over_time.check(helios.diffusion_model)
     options = transformer_options(patcher)
     refuse_sampler_parts(options)
     tell_unused_options(patcher)
@@ -93,7 +98,8 @@ def sampling_run(
     )  # fmt: skip
 
     def load() -> HeliosTransformer:
-        comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
+        memory_required = estimate.activations + over_time.nbytes
+        comfy.model_management.load_models_gpu([patcher], memory_required=memory_required)
         return helios.diffusion_model
 
     load()
@@ -110,8 +116,10 @@ def sampling_run(
             progress=Progress(node_id, costs, memory.chunk_index, device, advice),
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
+            set_loras=over_time.set_strengths,
         )
-        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+        with over_time.beside(helios.diffusion_model):
+            yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
