@@ -14,7 +14,7 @@ from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.script.plans import ScriptedPlans
 from ..helios_core.typed import plain
-from .chunk_strip import ChunkStrip
+from .host.chunk_strip import ChunkStrip
 from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
@@ -213,7 +213,7 @@ class HeliosLongVideo(io.ComfyNode):
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
         folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
-        planned = [video.plan(chunk).settings for chunk in span]
+        planned = [script.settings_for(chunk, settings) for chunk in span]
         with (
             sampling_run(model, memory, planned, node_id, script.loras.values()) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,

@@ -134,21 +134,20 @@ class HeliosChunkSampler(io.ComfyNode):
             anchors=encode_anchors(script, span, vae, memory),
             noise_of=lambda own: noise_source(noise, own, device),
         )
-        planned = [plans(chunk) for chunk in span]
-        for plan in planned:
-            plan.check(memory, helios.diffusion_model.config)
+        for chunk in span:
+            plans(chunk).check(memory, helios.diffusion_model.config, chunk)
 
         wires = (positive, negative, memory)
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
-        loras = script.loras.values()
         past = Past(run.chunks[-1][1] if run.chunks else memory)
-        with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id, loras) as sampling:
+        planned = [script.settings_for(chunk, settings) for chunk in span]
+        with sampling_run(model, memory, planned, cls.hidden.unique_id, script.loras.values()) as sampling:
             for chunk in make_chunks(
                 sampling.load,
                 past,
-                planned[len(run.chunks) :],
+                map(plans, span[len(run.chunks) :]),
                 hooks=sampling.hooks,
                 identity=model_identity(model),
             ):
