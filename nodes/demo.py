@@ -16,6 +16,7 @@ from ..helios_core.demo.model import NUM_WORDS, TRANSFORMER_FILE, VAE_FILE
 from ..helios_core.demo.words import split_words, word_vector
 from ..helios_core.vae.wan_vae import Decoding
 from .fast_vae import chosen_dtype, fast_vae
+from .host.file_content import files_content
 from .host.loading import make_patcher
 from .wires import CATEGORY
 
@@ -115,6 +116,11 @@ class HeliosDemoModels(io.ComfyNode):
                 io.Vae.Output(tooltip="The demo's VAE: the Wan architecture, very small."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Changes with the demo's weights, which a newer version of the pack may bring."""
+        return files_content([TRANSFORMER_FILE, VAE_FILE])
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
