@@ -14,6 +14,8 @@ from ..helios_core.checkpoint.checkpoint import open_checkpoint
 from ..helios_core.demo import DEMO_CONFIG, DEMO_SETTINGS
 from ..helios_core.demo.model import NUM_WORDS, TRANSFORMER_FILE, VAE_FILE
 from ..helios_core.demo.words import split_words, word_vector
+from ..helios_core.vae.wan_vae import Decoding
+from .fast_vae import chosen_dtype, fast_vae
 from .host.file_content import files_content
 from .host.loading import make_patcher
 from .wires import CATEGORY
@@ -63,6 +65,12 @@ class DemoTextEncoder(torch.nn.Module):
 
     def load_sd(self, state_dict: dict) -> tuple[list, list]:
         return [], list(state_dict)
+
+
+def load_fast_vae() -> comfy.sd.VAE:
+    """The demo's VAE, run by the pack's own class: on a CPU several times as fast, with the command line's frames."""
+    vae = load_vae()
+    return fast_vae(vae, Decoding(chosen_dtype(vae)), piece=None)
 
 
 def load_vae() -> comfy.sd.VAE:
@@ -118,4 +126,4 @@ class HeliosDemoModels(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         model = make_patcher(open_checkpoint(TRANSFORMER_FILE), DEMO_SETTINGS, "Helios demo", "default")
         encoder = SimpleNamespace(params={}, clip=DemoTextEncoder, tokenizer=DemoTokenizer)
-        return io.NodeOutput(model, comfy.sd.CLIP(encoder), load_vae())
+        return io.NodeOutput(model, comfy.sd.CLIP(encoder), load_fast_vae())

@@ -55,9 +55,13 @@ class HeliosFastVAE(io.ComfyNode):
         check_vae(vae)
         if dtype not in (AUTO, *DECODER_DTYPES):
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join((AUTO, *DECODER_DTYPES))}")
-        if dtype == AUTO:
-            dtype = next(name for name, own in DECODER_DTYPES.items() if own == vae.vae_dtype)
+        dtype = chosen_dtype(vae) if dtype == AUTO else dtype
         return io.NodeOutput(fast_vae(vae, Decoding(dtype, channels_last, compile)))
+
+
+def chosen_dtype(vae: comfy.sd.VAE) -> str:
+    """The name of the dtype that ComfyUI has chosen for a VAE."""
+    return next(name for name, own in DECODER_DTYPES.items() if own == vae.vae_dtype)
 
 
 class FastWanVAE(WanVAE):
@@ -67,15 +71,16 @@ class FastWanVAE(WanVAE):
         return torch.cat([super(FastWanVAE, self).decode(chunk) for chunk in latents.split(1)])
 
 
-def fast_vae(vae: comfy.sd.VAE, decoding: Decoding) -> comfy.sd.VAE:
-    """A VAE of its own with the weights of `vae`, a Wan 2.1 VAE. Raises ValueError for another one."""
+def fast_vae(vae: comfy.sd.VAE, decoding: Decoding, *, piece: int | None = 1) -> comfy.sd.VAE:
+    """A VAE of its own with the weights of `vae`, a Wan 2.1 VAE. `piece`: see `WanVAE`. Raises ValueError for another
+    VAE."""
     dtype, place = DECODER_DTYPES[decoding.dtype], vae.patcher.offload_device
     weights = {
         name: weight.detach().to(place, dtype, copy=True) for name, weight in vae.first_stage_model.state_dict().items()
     }
     try:
         with torch.device("meta"):
-            model = FastWanVAE(dim=weights["decoder.head.0.gamma"].shape[0], piece=1)
+            model = FastWanVAE(dim=weights["decoder.head.0.gamma"].shape[0], piece=piece)
         model.load_state_dict(weights, assign=True)
     except (KeyError, RuntimeError) as fault:
         raise ValueError(
