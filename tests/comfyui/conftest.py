@@ -53,6 +53,33 @@ def comfyui(home):
     return ComfyUI(home)
 
 
+def memory_managers() -> list[str]:
+    """ComfyUI's ways to keep weights: "static", and "dynamic" where it has dynamic VRAM (lazily built layers)."""
+    has_dynamic = CHECKOUT is not None and (CHECKOUT / "comfy" / "memory_management.py").is_file()
+    return ["static", "dynamic"] if has_dynamic else ["static"]
+
+
+@pytest.fixture(scope="module", params=memory_managers())
+def memory_manager(request, comfyui):
+    """Every test of a module with `pytestmark = pytest.mark.usefixtures("memory_manager")` runs under each.
+
+    "dynamic" is what main.py sets on a machine with a GPU. ComfyUI itself gives a CPU the static patcher all the same,
+    over layers that are built lazily.
+    """
+    if request.param == "static":
+        yield request.param
+        return
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()  # maps weight files; needs no GPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        patch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+        yield request.param
+
+
 @pytest.fixture(scope="session")
 def models(comfyui, home):
     """Tiny weights under the file names that the sample workflows ask for."""
@@ -80,8 +107,10 @@ def clip_file(home):
 
 @pytest.fixture(scope="session")
 def server(home, models):
-    """ComfyUI with the pack, in a process of its own."""
+    """ComfyUI with the pack, in a process of its own; with the frontend in $HELIOS_FRONTEND where that is set (the
+    `static` folder of an unpacked comfyui_frontend_package)."""
     from harness.server import Server
 
-    with Server(home) as server:
+    frontend = os.environ.get("HELIOS_FRONTEND")
+    with Server(home, options=("--cpu", *(["--front-end-root", frontend] if frontend else []))) as server:
         yield server
