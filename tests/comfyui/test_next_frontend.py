@@ -18,8 +18,6 @@ FRONTEND = os.environ.get("COMFYUI_NEXT_FRONTEND")
 if FRONTEND is None:
     pytest.skip("COMFYUI_NEXT_FRONTEND names no frontend", allow_module_level=True)
 
-pytestmark = pytest.mark.newest_only
-
 
 @pytest.fixture(scope="module")
 def next_server(home, models):
