@@ -122,7 +122,7 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def _check_facts(path: Path, kind: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        facts = json.loads(metadata[_METADATA])
+        facts = json.loads((metadata or {})[_METADATA])
         found, version = facts["kind"], facts["version"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise StorageError(f"{path} is no Helios {kind} file: it is safetensors, but not written by Helios") from None

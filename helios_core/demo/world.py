@@ -74,7 +74,8 @@ def random_start(scene: Scene, generator: torch.Generator, *, opening: bool = Fa
 def position(scene: Scene, start: tuple[float, float], frame: float) -> tuple[float, float]:
     """Centre (x, y) of the shape in that frame, in [0, SIZE)."""
     step = DIRECTIONS[scene.direction]
-    return tuple((place + SPEED * frame * along) % SIZE for place, along in zip(start, step, strict=True))
+    x, y = ((place + SPEED * frame * along) % SIZE for place, along in zip(start, step, strict=True))
+    return x, y
 
 
 def render(scene: Scene, start: tuple[float, float], frames: range) -> torch.Tensor:
