@@ -19,6 +19,7 @@ from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .faults import in_words
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
@@ -30,16 +31,18 @@ from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
 from .options.compiling import check_compile
 from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
-from .run.long_video import ChunkDone
+from .run.job import ChunkDone
 from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks, NonFiniteError, StepDone
-from .sampling.noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .sampling.hooks import Hooks, StepDone
+from .sampling.loop import NonFiniteError
+from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
+from .typed import plain_head
 from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except EXPECTED_FAULTS as fault:
-        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
+        logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
         logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
@@ -283,7 +286,7 @@ def run_generate(options: argparse.Namespace) -> None:
         prompt=options.prompt or "",
         negative_prompt=options.negative_prompt,
         later_prompts=numbered(options.then, str),
-        other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
+        rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),
@@ -367,7 +370,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
     """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
     parsed = {}
     for text in values:
-        chunk, _, value = text.partition(":")
+        chunk, _, value = plain_head(text).partition(":")
         try:
             parsed[int(chunk)] = convert(value)
         except ValueError:

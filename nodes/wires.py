@@ -50,3 +50,14 @@ def check_chunk_latents(samples: torch.Tensor) -> None:
             f"latents have shape {tuple(samples.shape)}; expected (chunks, 16, {LATENT_FRAMES_PER_CHUNK}, "
             "height/8, width/8) from a Helios Chunk Sampler"
         )
+
+
+def said_by(check, value) -> bool | str:
+    """For `validate_inputs`: True, or what `check(value)` says against the value; None comes from another node and is
+    known only when that has run."""
+    if value is not None:
+        try:
+            check(value)
+        except ValueError as error:
+            return str(error)
+    return True

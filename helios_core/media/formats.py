@@ -45,6 +45,7 @@ class VideoFormat:
     opens_workflow: bool = True
     encoder_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
+    codec_tag: str = ""
 
     def choose_pixel_format(self, name: str, width: int, height: int) -> str:
         """`name`, or for "auto" the format's own, once it is known that this size can be written in it.
@@ -147,8 +148,21 @@ MKV_FFV1 = VideoFormat(
     opens_workflow=False,
     encoder_options={"level": "3", "slicecrc": "1", "g": "1", "threads": "4"},
 )
+MP4_HEVC = VideoFormat(
+    name="mp4 (hevc)",
+    container="mp4",
+    suffix=".mp4",
+    encoder="libx265",
+    pixel_formats=("yuv420p10le", "yuv420p", "yuv422p", "yuv444p", "yuv422p10le", "yuv444p10le"),
+    audio_codec="aac",
+    max_crf=51,
+    # The number of threads is fixed because the result depends on how many frames are encoded at once.
+    encoder_options={"x265-params": "log-level=error:frame-threads=2:pools=4"},
+    container_options=_MP4_OPTIONS,
+    codec_tag="hvc1",  # Apple's players refuse the default, hev1
+)
 
-FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1)}
+FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1, MP4_HEVC)}
 PIXEL_FORMATS = tuple(dict.fromkeys(name for known in FORMATS.values() for name in known.pixel_formats))
 
 

@@ -100,6 +100,37 @@ def stream_video(file: MediaFile, *, frame_rate: float | Fraction | None = None)
     yield from frames
 
 
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file says of its pictures, read without decoding them. `frame_rate` is the average where it is not
+    `constant`; `transfer` is the transfer function's number in ISO/IEC 23091-2."""
+
+    frame_rate: Fraction
+    constant: bool
+    transfer: int
+    has_alpha: bool
+
+
+def video_facts(file: MediaFile) -> VideoFacts:
+    """Raises FileNotFoundError when there is no such file and ValueError when it is not a video."""
+    name = file_name(file)
+    try:
+        with open_media(file) as container:
+            timing = _read_timing(container, name)
+            stream = container.streams.video[0]
+            layout = stream.codec_context.format
+            return VideoFacts(
+                frame_rate=timing.rate,
+                constant=timing.constant,
+                transfer=int(stream.codec_context.color_trc),
+                # webm keeps transparency in a stream beside the pictures, which decoders leave out.
+                has_alpha=stream.metadata.get("alpha_mode") == "1"
+                or (layout is not None and any(component.is_alpha for component in layout.components)),
+            )
+    except av.error.FFmpegError as fault:
+        raise _unreadable(name, 0, fault) from fault
+
+
 def _timing_of(file: MediaFile, frame_rate: float | Fraction | None) -> tuple[_Timing, Fraction]:
     """When the file's frames are shown, and at what rate they are wanted: its own when `frame_rate` is None."""
     name = file_name(file)

@@ -7,6 +7,8 @@ alone, and the joined file on the segments alone: a run that was broken off and 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,11 +18,13 @@ from pathlib import Path
 import av
 import torch
 
-from ..files import written_atomically
+from ..files import patiently, remove_file, written_atomically
 from ..fingerprint import fingerprint
 from ..geometry import FRAME_RATE
 from .reader import exact_rate
 from .writer import VideoWriter
+
+logger = logging.getLogger(__name__)
 
 # Raised by one whenever equal frames would give other bytes than before: segments are then encoded again.
 _ENCODER_VERSION = 1
@@ -85,7 +89,12 @@ def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, s
     if not segments:
         raise ValueError(f"there are no segments to join into {path.name}; at least one chunk must be finished")
     options = {"movflags": "faststart+use_metadata_tags"}
-    with written_atomically(path) as unfinished, av.open(str(unfinished), "w", format="mp4", options=options) as target:
+    # Absolute, or FFmpeg takes what stands before a colon for a protocol.
+    path = Path(os.path.abspath(path))
+    with (
+        written_atomically(path, precious=True) as unfinished,
+        av.open(str(unfinished), "w", format="mp4", options=options) as target,
+    ):
         target.metadata.update(metadata or {})
         _copy_packets(segments, target)
 
@@ -94,7 +103,7 @@ def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer
     """Append the packets of the segments to `target`, at an even pace after `num_before` frames; how many they are."""
     stream, codec_setup, first = None, None, num_before
     for segment in segments:
-        with av.open(str(segment)) as source:
+        with av.open(os.path.abspath(segment)) as source:
             picture = source.streams.video[0]
             ticks = _frame_ticks(picture)
             if stream is None:
@@ -124,18 +133,27 @@ class GrowingVideo:
     """A video that plays while it is made: a fragmented mp4 to whose end each segment is appended.
 
     The cost of a segment does not depend on how many came before. A reader sees whole segments, or the beginning of
-    the last one; players stop there.
+    the last one; players stop there. Where a player keeps the file to itself, as in Windows, it stays as it is, with a
+    warning: the segments are what counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_frames = 0
-        self.path.unlink(missing_ok=True)
+        self.is_kept_from_us = not remove_file(path)
 
     def append(self, segment: Path) -> None:
         """Add a segment to the end. Raises OSError when it cannot be written; the video then stays as it was."""
+        if self.is_kept_from_us:
+            return
         head, fragment, num_frames = _as_fragment(segment, self.num_frames)
-        with self.path.open("ab") as stream:
+        try:
+            opened = patiently(self.path.open, "ab")
+        except PermissionError as fault:
+            self.is_kept_from_us = True
+            logger.warning("%s grows no further, as another program has it open: %s", self.path, fault)
+            return
+        with opened as stream:
             size = stream.tell()
             try:
                 stream.write(fragment if self.num_frames else head + fragment)

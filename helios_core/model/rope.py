@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .modulation import may_overwrite
 from .patchify import pad_to_multiple
 
 
@@ -76,15 +75,13 @@ def rows_of(rotary: Rotary, first: int, last: int | None = None) -> Rotary:
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end.
-
-    The result takes x's place where it may.
-    """
+    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
         # One pass. Other devices may lack complex numbers, and the compiler cannot fuse them.
         numbers, turns = torch.view_as_complex(pairs), torch.complex(*rotary)[:, None]
-        turned = torch.view_as_real(numbers.mul_(turns) if may_overwrite() else numbers * turns)
+        own = x.dtype != torch.float32 and not torch.is_grad_enabled()  # else `pairs` are x itself
+        turned = torch.view_as_real(numbers.mul_(turns) if own else numbers * turns)
     else:
         cos, sin = rotary.cos[:, None], rotary.sin[:, None]
         real, imaginary = pairs.unbind(-1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..geometry import FRAMES_PER_CHUNK
+from ..typed import visible
 
 BLEND_SHAPES = ("linear", "spherical", "step")
 DEFAULT_BLEND = 3  # chunks, the authors' interpolation_steps
@@ -54,6 +55,7 @@ class Segment:
             object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         if self.anchor is not None:
             CHECKS["anchor"](self.anchor)
+            object.__setattr__(self, "anchor", visible(self.anchor))
         object.__setattr__(self, "prompt", clean_lines(self.prompt))
 
 
@@ -177,13 +179,14 @@ def nearest_chunk(seconds: float, frame_rate: float) -> int:
 
 
 def clean_lines(prompt: str) -> str:
-    """A prompt with spaces and tabs stripped from its lines, and without empty lines at its ends.
+    """A prompt with spaces and tabs stripped from its lines, without empty lines at its ends and without characters
+    that show nothing.
 
     Raises ValueError for control characters other than tab and line ends.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"prompt is {_excerpt(prompt)}; it must be text")
-    lines = prompt.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = visible(prompt).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for line in lines:
         position = find_control_character(line)
         if position is not None:

@@ -20,8 +20,12 @@ from ..geometry import (
     VAE_SPATIAL_STRIDE,
     VAE_TEMPORAL_STRIDE,
 )
+from ..sampling.noise import Key
 from .wan_vae import DECODER_DTYPES, LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
 from .wan_vae_file import load_wan_vae, vae_folder
+
+# noise(shape, key) -> unit normal noise for a sample of the posterior
+PosteriorNoise = Callable[[torch.Size, Key], torch.Tensor]
 
 
 class Codec(Protocol):
@@ -31,8 +35,9 @@ class Codec(Protocol):
     multiple of 33. Latents are (B, 16, 1 + k, H/8, W/8), or 9 latent frames for each 33 frames.
     """
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Latents, float32 in model space. Raises ValueError for a shape that is not as above."""
+    def encode(self, pixels: torch.Tensor, key: Key = ()) -> torch.Tensor:
+        """Latents, float32 in model space; `key` names the noise of a sample of the posterior, where one is drawn.
+        Raises ValueError for a shape that is not as above."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -44,11 +49,11 @@ class WanCodec:
     """A Wan VAE of any width, with model space on its latent side.
 
     Encoding is in float32 and takes the mean of the posterior or, when `noise` is given, a sample mean + std *
-    noise(shape) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the VAE's
-    `decoding` says. Chunks go through the VAE one at a time.
+    noise(shape, key) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the
+    VAE's `decoding` says. Chunks go through the VAE one at a time.
     """
 
-    def __init__(self, vae: WanVAE, *, noise: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
+    def __init__(self, vae: WanVAE, *, noise: PosteriorNoise | None = None) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.noise = noise
 
@@ -67,7 +72,7 @@ class WanCodec:
         device: torch.device | str = "cpu",
         *,
         decoding: Decoding | None = None,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+        noise: PosteriorNoise | None = None,
     ) -> WanCodec:
         """Load a VAE folder, or the `vae` in a whole model's folder, to go latent frame by latent frame.
 
@@ -82,10 +87,13 @@ class WanCodec:
         return self.vae.conv1.weight.device
 
     @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, key: Key = ()) -> torch.Tensor:
         """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
         _check_pixels(pixels)
-        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
+        chunks = pixels.split(FRAMES_PER_CHUNK, dim=2)
+        # The first keeps the plain key, so that a clip of one chunk draws what it always has.
+        keys = [key, *((*key, number) for number in range(1, len(chunks)))]
+        return torch.cat([self._encode_chunk(*pair) for pair in zip(chunks, keys, strict=True)], dim=2)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -93,10 +101,10 @@ class WanCodec:
         _check_latents(latents)
         return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
 
-    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encode_chunk(self, pixels: torch.Tensor, key: Key) -> torch.Tensor:
         latents, deviation = self.vae.posterior(pixels.to(self.device, torch.float32))
         if self.noise is not None:
-            latents = latents + deviation * self.noise(latents.shape).to(latents)
+            latents = latents + deviation * self.noise(latents.shape, key).to(latents)
         mean, std = self._statistics()
         return (latents - mean) / std
 

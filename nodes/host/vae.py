@@ -7,6 +7,7 @@ import comfy.utils
 import torch
 
 from ...helios_core.memory.memory import HeliosMemory
+from ...helios_core.sampling.noise import Key
 from ...helios_core.script.blending import EncodedSchedule
 from .model import check_cancelled
 from .video_wire import fit_frames
@@ -36,10 +37,10 @@ def encode_anchors(script: EncodedSchedule, chunks: range, vae, memory: HeliosMe
     }
 
 
-def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor) -> torch.Tensor:
+def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor, key: Key = ()) -> torch.Tensor:
     """IMAGE (T, H, W, 3 or 4), T = 1 + 4k -> latents (1, 16, 1 + k, height/8, width/8) in model space.
 
-    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it.
+    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it, which `key` would name.
     """
     latents = vae.encode(fit_frames(frames[..., :3], width, height, resize))
     return comfy.latent_formats.Wan21().process_in(latents)

@@ -20,11 +20,16 @@ def whole_file(video) -> MediaFile | None:
     """
     if not isinstance(video, InputImpl.VideoFromFile):
         return None
+    return None if any(trim_window(video)) else video.get_stream_source()
+
+
+def trim_window(video: InputImpl.VideoFromFile) -> tuple[float, float]:
+    """Where the part of a file that a VIDEO shows begins, and how long it is, in seconds; length 0 is to the end."""
     if hasattr(video, "get_active_trim_window"):
-        cut = video.get_active_trim_window()
-    else:  # versions before that method keep it to themselves
-        cut = [vars(video).get(f"_VideoFromFile__{name}") for name in ("start_time", "duration")]
-    return None if any(cut) else video.get_stream_source()
+        return video.get_active_trim_window()
+    # Versions before that method keep it to themselves.
+    start, duration = (vars(video).get(f"_VideoFromFile__{name}") or 0.0 for name in ("start_time", "duration"))
+    return start, duration
 
 
 def last_frames(

@@ -11,9 +11,10 @@ from helios_core.report.cost import chunk_forwards, stage_costs
 from helios_core.report.eta import JobClock, step_costs
 from helios_core.run.pace import in_words
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks, StepDone, sample_chunks
+from helios_core.sampling.hooks import Hooks, StepDone
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS
+from tests.chunks import chunks_of
 
 CONFIG = TransformerConfig()
 TINY = TransformerConfig(
@@ -43,7 +44,7 @@ def test_each_step_is_expected_to_cost_the_forwards_that_the_sampler_makes_in_it
     negative = rows if settings.guided else None
     hooks = Hooks(progress=step_done, forward=forward)
     memory = text_memory(width=128, height=64)
-    list(sample_chunks(model, rows, memory, 2, SeededNoise(0), settings, negative_prompt_embeds=negative, hooks=hooks))
+    list(chunks_of(model, rows, memory, 2, SeededNoise(0), settings, negative=negative, hooks=hooks))
     stages = stage_costs(CONFIG, 640, 384, settings.schedule.num_stages)
     expected = [count * stages[stage].flops for chunk, stage, count in steps if chunk == chunk_index]
     assert step_costs(CONFIG, settings, 640, 384, chunk_index) == expected

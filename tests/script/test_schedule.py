@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helios_core.script.schedule import (
@@ -18,12 +18,16 @@ from helios_core.script.schedule import (
     nearest_chunk,
 )
 from helios_core.script.schedule_text import ScheduleError, parse_schedule
+from helios_core.typed import CHOICE, NOTE
 
 CASES = json.loads((Path(__file__).parent / "schedule_cases.json").read_text(encoding="utf-8"))
 
 characters = st.characters(exclude_categories=("Cs", "Cc"), include_characters="\t\n\r")
 texts = st.text(characters, max_size=60)
-names = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters='"'), min_size=1, max_size=20)
+UNSEEN = "\ufeff\u200b\u2060"
+names = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=f'"{UNSEEN}'), min_size=1, max_size=20
+)
 
 
 def optional(strategy):
@@ -70,6 +74,8 @@ def text_of(schedule: PromptSchedule) -> str:
 @settings(deadline=None)
 @given(schedules())
 def test_a_typed_schedule_reads_back_equal(schedule):
+    # The text form refuses what CLIP Text Encode would act on; JSON holds it.
+    assume(not any(CHOICE.search(line) or NOTE.search(f" {line}") for s in schedule.segments for line in [s.prompt]))
     text = text_of(schedule)
     assert parse_schedule(text, blend=schedule.blend, shape=schedule.shape) == schedule
 
@@ -219,3 +225,9 @@ def test_segments_that_end_before_their_blend_does_are_named():
 @given(st.integers(0, 100_000), st.sampled_from([12, 16, 23.976, 24, 25, 30, 60, 120]))
 def test_a_chunks_own_time_printed_to_the_millisecond_finds_it_again(chunk, frame_rate):
     assert nearest_chunk(round(33 * chunk / frame_rate, 3), frame_rate) == chunk
+
+
+@pytest.mark.parametrize("text", ['{"0": "a fox", "48": "it jumps"}', '{ "0" : "a fox",\n"48":"it jumps" }'])
+def test_json_by_frame_numbers_is_answered_with_the_text_to_write(text):
+    with pytest.raises(ValueError, match=r"frame numbers.*0s: a fox / 2s: it jumps"):
+        parse_schedule(text)

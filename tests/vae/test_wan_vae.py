@@ -66,7 +66,7 @@ def test_noise_makes_a_sample_of_the_posterior_as_the_reference_does(ours, refer
 
     def noise():
         source = torch.Generator().manual_seed(5)
-        return lambda shape: torch.randn(shape, generator=source)
+        return lambda shape, key=(): torch.randn(shape, generator=source)
 
     expected = DiffusersWanCodec(reference, noise=noise()).encode(pixels)
     torch.testing.assert_close(WanCodec(ours, noise=noise()).encode(pixels), expected, atol=2e-5, rtol=1e-4)
