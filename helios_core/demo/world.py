@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def all_scenes() -> list[Scene]:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the model never saw this scene in training: a fifth of them, with every pair of words in the rest."""
-    tables = (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)
+    tables: tuple[Iterable[str], ...] = (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)
     words = (scene.colour, scene.shape, scene.direction, scene.background)
     return sum(list(table).index(word) for table, word in zip(tables, words, strict=True)) % len(COLOURS) == 0
 
