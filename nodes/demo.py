@@ -28,7 +28,7 @@ class DemoTokenizer:
         pass
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
-        pairs = [
+        pairs: list[tuple] = [
             (word, weight)
             for part, weight in token_weights(escape_important(text), 1.0)
             for word in split_words(unescape_important(part))

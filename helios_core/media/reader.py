@@ -17,7 +17,6 @@ from fractions import Fraction
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from ..geometry import FRAME_RATE
 from .audio import MediaFile, file_name, open_media
@@ -317,10 +316,3 @@ def _upright_rgb(frame: av.VideoFrame) -> torch.Tensor:
             rgb, a, d = rgb.swapaxes(0, 1), c, b
         rgb = rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return torch.from_numpy(np.ascontiguousarray(rgb))
-
-
-_FITS = {
-    "crop": ImageOps.fit,  # cover, then cut the middle out
-    "stretch": Image.Image.resize,
-    "pad": ImageOps.pad,  # contain, black around it
-}

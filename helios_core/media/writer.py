@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import torch
@@ -62,7 +63,7 @@ class VideoWriter:
         self.pixel_format = format.choose_pixel_format(pixel_format, width, height)
         self.sound = sound
         self.num_frames = 0
-        self._container: av.container.OutputContainer | None = None
+        self._container: Any = None  # the output, while it is open
         self._check()
 
     def _check(self) -> None:
@@ -108,7 +109,9 @@ class VideoWriter:
         context.color_primaries = context.color_trc = BT709
         context.colorspace = colour_matrix(self.pixel_format)
         context.color_range = colour_range(self.pixel_format)
-        self._track = self.sound and SoundTrack(self._container, self.sound, self.format.audio_codec)
+        self._track = None
+        if self.sound is not None:
+            self._track = SoundTrack(self._container, self.sound, self.format.audio_codec)
         self.num_frames = 0
 
     def write(self, frames: torch.Tensor) -> None:

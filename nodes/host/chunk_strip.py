@@ -186,7 +186,7 @@ def make_thumbnail(segment: Path) -> str:
 def upstream_inputs(prompt: Mapping[str, Any], node_id: str | None) -> dict[str, dict[str, Any]]:
     """{node id: {input: value}} of a node of an API graph and of all nodes that it depends on, without the wires."""
     found: dict[str, dict[str, Any]] = {}
-    ahead = [node_id]
+    ahead = [] if node_id is None else [node_id]
     while ahead:
         at = ahead.pop()
         if at in found or at not in prompt:

@@ -21,7 +21,7 @@ from ...helios_core.report.eta import step_costs
 from ...helios_core.sampling.hooks import Hooks
 from ...helios_core.sampling.loop import OutOfMemoryError
 from ...helios_core.sampling.loras import Lora, LorasOverTime
-from ...helios_core.sampling.settings import SamplingSettings, variant_of
+from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
 from .progress import Progress
@@ -81,10 +81,10 @@ def sampling_run(
     tell_unused_options(patcher)
 
     config, device = helios.diffusion_model.config, patcher.load_device
-    dearest = max(settings, key=lambda own: own.guided)
+    costliest = max(settings, key=lambda own: own.guided)
     estimate = estimate_memory(
         config,
-        dearest,
+        costliest,
         memory.width,
         memory.height,
         dtype=helios.diffusion_model.dtype,
@@ -93,8 +93,8 @@ def sampling_run(
     )
     estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae))
     logger.info(
-        "Helios %s at %dx%d, %d chunks: %s",
-        variant_of(dearest), memory.width, memory.height, len(settings), estimate,
+        "%s at %dx%d, %d chunks: %s",
+        model_title(costliest), memory.width, memory.height, len(settings), estimate,
     )  # fmt: skip
 
     def load() -> HeliosTransformer:
@@ -119,7 +119,7 @@ def sampling_run(
             set_loras=over_time.set_strengths,
         )
         with over_time.beside(helios.diffusion_model):
-            yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+            yield SamplingRun(with_approximations(hooks, costliest), load, estimate.activations)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
