@@ -91,12 +91,6 @@ def _put(unfinished: Path, path: Path, precious: bool) -> None:
         ) from fault
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole or not at all. Raises OSError when it cannot be written (disk full, read-only)."""
-    with written_atomically(path) as unfinished:
-        unfinished.write_bytes(content)
-
-
 def remove_unfinished(folder: Path, stem: str = "*") -> None:
     """Remove what killed processes left half-written in `folder`, for files of that stem or all. What another process
     is writing stays, on systems that can tell."""
@@ -231,8 +225,9 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], fac
     """Write tensors and JSON-able `facts` as one safetensors file of this `kind`, with a checksum over the tensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"kind": kind, "version": FORMAT_VERSION, "checksum": fingerprint(tensors), **facts}
-    # Not save_file, whose errors hide that the disk is full.
-    write_atomically(path, save(tensors, metadata={_METADATA: json.dumps(header, sort_keys=True)}))
+    with written_atomically(path) as unfinished:
+        # Not save_file, whose errors hide that the disk is full.
+        unfinished.write_bytes(save(tensors, metadata={_METADATA: json.dumps(header, sort_keys=True)}))
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -12,12 +12,19 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.audio import Sound
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format, storable_size
+from ..helios_core.media.formats import (
+    FORMATS,
+    MP4_H264,
+    PIXEL_FORMATS,
+    MissingEncoderError,
+    find_format,
+    storable_size,
+)
 from ..helios_core.media.frames import extend_edges
 from ..helios_core.media.writer import VideoWriter
 from .host.folders import check_prefix, next_path
 from .host.graph_metadata import graph_metadata
-from .host.node_words import show_on_node
+from .host.progress import show_on_node
 from .host.vae import check_vae, decode_chunks
 from .host.video_wire import rgb, sound_of_audio, sound_of_video
 from .wires import CATEGORY, check_chunk_latents
@@ -107,7 +114,7 @@ class HeliosVideoCombine(io.ComfyNode):
                 io.Video.Output(tooltip="The written file."),
                 io.Image.Output(tooltip="The frames, if return_images is on."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -122,7 +129,7 @@ class HeliosVideoCombine(io.ComfyNode):
             chosen.check_crf(crf or 0)
             if filename_prefix is not None:  # None: comes from another node
                 check_prefix(filename_prefix)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 
@@ -167,7 +174,7 @@ class HeliosVideoCombine(io.ComfyNode):
                 "takes even sizes only"
             )
             logger.warning(words)
-            show_on_node(words, cls.hidden.unique_id)
+            show_on_node(words)
         path, subfolder = next_path(filename_prefix, chosen.suffix, width, height, cls.hidden)
         with ExitStack() as stack:
             writer = stack.enter_context(

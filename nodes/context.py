@@ -10,7 +10,7 @@ from ..helios_core.media.reader import HDR_ADVICE, hdr_kind
 from ..helios_core.memory.config import MemoryConfig
 from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from ..helios_core.sampling.noise import SeededNoise
-from .host.node_words import show_on_node
+from .host.progress import show_on_node
 from .host.vae import check_vae, encode_frames
 from .host.video_wire import fit_frames, last_frames, rgb, whole_file
 from .wires import CATEGORY, HeliosMemoryType
@@ -36,7 +36,7 @@ class HeliosContext(io.ComfyNode):
                     default=640,
                     min=64,
                     max=4096,
-                    step=64,
+                    step=16,  # Base's; the sampler checks the size against its own variant
                     tooltip="Width in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
                 ),
                 io.Int.Input(
@@ -44,7 +44,7 @@ class HeliosContext(io.ComfyNode):
                     default=384,
                     min=64,
                     max=4096,
-                    step=64,
+                    step=16,  # Base's; the sampler checks the size against its own variant
                     tooltip="Height in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
                 ),
                 io.Combo.Input(
@@ -101,7 +101,6 @@ class HeliosContext(io.ComfyNode):
                     "memory", display_name="memory", tooltip="What the first chunk knows of the past."
                 )
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -134,12 +133,12 @@ class HeliosContext(io.ComfyNode):
         words = size_advice(width, height)
         config = MemoryConfig(reanchor_on_second_chunk=reanchor)
         if words:
-            show_on_node("\n".join(words), cls.hidden.unique_id)
+            show_on_node("\n".join(words))
         if image is None and video is None:
             return io.NodeOutput(text_memory(width=width, height=height, config=config))
         if image is not None and video is not None:
             raise ValueError("image and video are both connected; a video starts from one of them. Disconnect one")
-        check_vae(vae)
+        check_vae(vae, "to encode the image or video")
         image = None if image is None else rgb(image, "image")
         if image is not None and len(image) != 1:
             raise ValueError(
@@ -159,7 +158,7 @@ class HeliosContext(io.ComfyNode):
             first, last = last_frames(video, reach, video_frame_rate, width, height, resize)
             latents = encode_video(last, encode, first_frame=first, config=config)
             if words:
-                show_on_node("\n".join(words), cls.hidden.unique_id)
+                show_on_node("\n".join(words))
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
         return io.NodeOutput(memory)
 

@@ -3,17 +3,16 @@
 import math
 from functools import partial
 
-import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.segments import Encoding
-from ..helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from ..helios_core.run.job import LongVideo
+from ..helios_core.run.long_video import make_video
 from ..helios_core.run.run_folder import RunFolder
 from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
-from ..helios_core.sampling.settings import SamplingSettings
-from ..helios_core.script.blending import EncodedSchedule
+from ..helios_core.script.plans import ScriptedPlans
 from ..helios_core.typed import plain
 from .chunk_strip import ChunkStrip
 from .host.folders import check_prefix, next_path, run_path
@@ -191,19 +190,22 @@ class HeliosLongVideo(io.ComfyNode):
         if seconds:
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
-        script = prompt_schedule(positive)
-        guided = script.most_guided(span, settings).guided
-        device = model.load_device
+        script, device, noise = prompt_schedule(positive), model.load_device, SeededNoise(seed)
+        plans = ScriptedPlans(
+            script.to(device),
+            settings,
+            noise,
+            negative_rows=None if negative is None else prompt_embeds(negative, "negative").to(device),
+            anchors=encode_anchors(script, span, vae, memory),
+            rerolls=parse_rerolls(reroll, span),
+        )
         video = LongVideo(
             memory=memory,
             num_chunks=chunks,
-            plan=Plan(
-                script.to(device), settings, parse_rerolls(reroll, span), encode_anchors(script, span, vae, memory)
-            ),
-            noise=SeededNoise(seed),
+            plan=plans,
+            noise=noise,
             model=model_identity(model),
             codec=vae_identity(vae),
-            negative=prompt_embeds(negative, "negative").to(device) if guided and negative is not None else None,
             anti_drift=AntiDrift() if anti_drift else None,
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
         )
@@ -235,28 +237,6 @@ class HeliosLongVideo(io.ComfyNode):
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         shown = {**ui.PreviewVideo([saved]).as_dict(), "helios_run": [strip.run()]}
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last.memory(), last_frame, ui=shown)
-
-
-class Plan:
-    """What each chunk is made from, by the schedule and the re-rolled seeds."""
-
-    def __init__(
-        self,
-        script: EncodedSchedule,
-        settings: SamplingSettings,
-        rerolls: dict[int, int],
-        anchors: dict[int, torch.Tensor],
-    ) -> None:
-        self.script, self.settings, self.rerolls, self.anchors = script, settings, rerolls, anchors
-
-    def __call__(self, chunk: int) -> ChunkPlan:
-        seed = self.rerolls.get(chunk, self.script.schedule.segment_at(chunk).seed)
-        return ChunkPlan(
-            rows=self.script.rows_for(chunk),
-            settings=self.script.settings_for(chunk, self.settings),
-            noise=None if seed is None else SeededNoise(seed),
-            anchor=self.anchors.get(chunk),
-        )
 
 
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:

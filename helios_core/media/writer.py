@@ -16,7 +16,7 @@ from ..faults import add_note
 from ..files import remove_unfinished, written_atomically
 from ..geometry import FRAME_RATE
 from .audio import Sound, SoundTrack
-from .formats import BT709, MP4_H264, VideoFormat, colour_matrix, colour_range, to_video_frame
+from .formats import BT709, MP4_H264, MP4_HEVC, VideoFormat, colour_matrix, colour_range, to_video_frame
 from .reader import exact_rate
 
 
@@ -36,7 +36,7 @@ class VideoWriter:
 
     Raises ValueError for a size, rate, crf, pixel format or file name that cannot be written and when the
     block ends without a frame, TypeError for metadata that is not text, FileNotFoundError when the folder is
-    missing, and RuntimeError when FFmpeg was built without the encoder.
+    missing, and MissingEncoderError when FFmpeg was built without the encoder.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class VideoWriter:
         self._stream.pix_fmt = self.pixel_format
         context = self._stream.codec_context
         context.time_base = 1 / self.frame_rate
+        if self.format.codec_tag:
+            context.codec_tag = self.format.codec_tag
         context.color_primaries = context.color_trc = BT709
         context.colorspace = colour_matrix(self.pixel_format)
         context.color_range = colour_range(self.pixel_format)
@@ -156,7 +158,12 @@ class VideoWriter:
         with self._file:  # puts the file in its place, or removes it when this raises
             try:
                 if self.num_frames:
-                    container.mux(self._stream.encode(None))
+                    packets = self._stream.encode(None)
+                    if self.format is MP4_HEVC and self.num_frames <= 2:
+                        # x265 leaves decoding times to chance where it never reorders.
+                        for packet in packets:
+                            packet.dts = packet.pts
+                    container.mux(packets)
                     if self._track is not None:
                         self._track.finish()
             finally:

@@ -57,6 +57,11 @@ class ScheduleConfig:
                 "between all four pixels of a block"
             )
 
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it is the schedule of a model distilled to a few steps without guidance (DMD)."""
+        return self.solver == "dmd"
+
     @classmethod
     def with_stages(cls, num_stages: int, **values: Any) -> ScheduleConfig:
         """A schedule of `num_stages` stages of equal range."""
@@ -164,7 +169,7 @@ class SamplingSettings:
 
     def steps_in_chunk(self, chunk_index: int) -> tuple[int, ...]:
         """Steps of each stage in that chunk."""
-        amplified = self.amplify_first_chunk and self.schedule.solver == "dmd" and chunk_index == 0
+        amplified = self.amplify_first_chunk and self.schedule.is_distilled and chunk_index == 0
         return tuple(2 * steps for steps in self.steps) if amplified else self.steps
 
 
@@ -182,9 +187,17 @@ VARIANTS: Mapping[str, SamplingSettings] = {
 
 def variant_of(settings: SamplingSettings) -> str:
     """Name of the published variant that has this kind of schedule: "base", "mid" or "distilled"."""
-    if settings.schedule.solver == "dmd":
+    if settings.schedule.is_distilled:
         return "distilled"
     return "base" if settings.schedule.num_stages == 1 else "mid"
+
+
+def model_title(settings: SamplingSettings) -> str:
+    """What a model with these settings is called in sentences: "Helios Mid", or "Helios" when its pyramid is that of no
+    published variant (the demo's)."""
+    variant = variant_of(settings)
+    is_published = settings.schedule.num_stages == VARIANTS[variant].schedule.num_stages
+    return f"Helios {variant.capitalize()}" if is_published else "Helios"
 
 
 def settings_from_folder(folder: Path) -> SamplingSettings | None:

@@ -173,11 +173,6 @@ def blend_weight(position: int, blend: int) -> float:
     return 1.0 if blend <= 1 else min(1.0, position / (blend - 1))
 
 
-def chunk_seconds(chunk: int, frame_rate: float) -> float:
-    """When a chunk starts, in seconds."""
-    return chunk * FRAMES_PER_CHUNK / frame_rate
-
-
 def nearest_chunk(seconds: float, frame_rate: float) -> int:
     """The chunk whose start is nearest to a time in seconds."""
     return math.floor(seconds * frame_rate / FRAMES_PER_CHUNK + 0.5)

@@ -42,7 +42,6 @@ _BARE_NUMBER = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _UNIT = re.compile(r"[ \t]+(?:s|secs?|seconds?)(?=[ \t:]|$)", re.IGNORECASE)
 _CLOCK = re.compile(r"[ \t]*([0-9]{1,4}):([0-5][0-9])(?::([0-5][0-9]))?(\.[0-9]{1,9})?(?=[ \t:]|$)")
 _END = re.compile(r"end(?:[ \t]|$)", re.IGNORECASE)
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/\-]+")
 _OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor")
 
 
@@ -111,36 +110,6 @@ def _check_no_frames(text: str, frame_rate: float) -> None:
     if isinstance(values, dict) and values and all(re.fullmatch("[0-9]{1,9}", key) for key in values):
         lines = [by_frame(int(frame), str(prompt), frame_rate) for frame, prompt in values.items()]
         raise ValueError(f"this is JSON by frame numbers; {in_their_place(lines)}")
-
-
-def format_schedule(schedule: PromptSchedule) -> str:
-    """The text form, with starts in chunks. `parse_schedule`, given its `blend` and `shape`, reads it back equal."""
-    lines = [format_segment(segment) for segment in schedule.segments]
-    if schedule.num_chunks is not None:
-        lines.append(f"end chunk {schedule.num_chunks}")
-    return "\n".join(lines) + "\n"
-
-
-def format_segment(segment: Segment) -> str:
-    words = [f"chunk {segment.start}"]
-    if segment.blend is not None:
-        words.append(f"blend {segment.blend}")
-    if segment.shape is not None:
-        words.append(segment.shape)
-    if segment.seed is not None:
-        words.append(f"seed {segment.seed}")
-    if segment.guidance_scale is not None:
-        words.append(f"guidance {_plain_number(segment.guidance_scale)}")
-    if segment.anchor is not None:
-        plain = _PLAIN_NAME.fullmatch(segment.anchor)
-        words.append(f"anchor {segment.anchor}" if plain else f'anchor "{segment.anchor}"')
-    prompt = segment.prompt.replace("\n", "\n    ")
-    return f"{' '.join(words)}: {prompt}"
-
-
-def _plain_number(value: float) -> str:
-    """The shortest decimals that give the value back. Guidance lies from 1 to 30, so there is no exponent."""
-    return str(int(value)) if value == int(value) else repr(value)
 
 
 class _Line:

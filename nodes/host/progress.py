@@ -10,13 +10,15 @@ import comfy.latent_formats
 import comfy.utils
 import latent_preview
 import torch
+from comfy_api import feature_flags
+from comfy_execution.utils import get_executing_context
 from einops import rearrange
 from PIL import Image
+from server import PromptServer
 
 from ...helios_core.report.eta import JobClock
 from ...helios_core.run.pace import in_words
-from ...helios_core.sampling.loop import StepDone
-from .node_words import show_on_node
+from ...helios_core.sampling.hooks import StepDone
 
 UNITS_PER_CHUNK = 1000  # of the bar
 COLUMNS = 3  # of the picture: nine frames are 3 x 3
@@ -50,6 +52,7 @@ class Progress:
             picture = ("JPEG", self.preview.draw(step), latent_preview.MAX_PREVIEW_RESOLUTION)
         total = self.bar.total
         self.bar.update_absolute(round(total * self.clock.fraction), total, picture)
+        # ComfyUI's page takes this for markup: nothing that a user wrote may be in it.
         show_on_node("\n".join([self._words(step), *self.advice]), self.node_id)
 
     def _words(self, step: StepDone) -> str:
@@ -60,6 +63,19 @@ class Progress:
         )
         left = self.clock.seconds_left
         return words if left is None else f"{words}; about {in_words(left)} left"
+
+
+def show_on_node(words: str, node_id: str | None = None) -> None:
+    """Show words on a node, by default the one that is being executed. Only ComfyUI's own frontend is sent them: it
+    says what it can show when it connects, and other clients may take any binary message for a picture."""
+    server = PromptServer.instance
+    if node_id is None:
+        context = get_executing_context()
+        node_id = None if context is None else context.node_id
+    if node_id is None or server is None:
+        return
+    if feature_flags.supports_feature(server.sockets_metadata, server.client_id, "supports_preview_metadata"):
+        server.send_progress_text(words, node_id, server.client_id)
 
 
 class Preview:

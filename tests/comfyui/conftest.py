@@ -24,6 +24,14 @@ CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
+        "all checkouts but the newest (-m 'not newest_only')",
+    )
+
+
 def pytest_terminal_summary(terminalreporter):
     if CHECKOUT is None:
         terminalreporter.write_line(f"tests/comfyui skipped: {WHY_NOT}")
@@ -43,6 +51,33 @@ def comfyui(home):
     from harness.inprocess import ComfyUI
 
     return ComfyUI(home)
+
+
+def memory_managers() -> list[str]:
+    """ComfyUI's ways to keep weights: "static", and "dynamic" where it has dynamic VRAM (lazily built layers)."""
+    has_dynamic = CHECKOUT is not None and (CHECKOUT / "comfy" / "memory_management.py").is_file()
+    return ["static", "dynamic"] if has_dynamic else ["static"]
+
+
+@pytest.fixture(scope="module", params=memory_managers())
+def memory_manager(request, comfyui):
+    """Every test of a module with `pytestmark = pytest.mark.usefixtures("memory_manager")` runs under each.
+
+    "dynamic" is what main.py sets on a machine with a GPU. ComfyUI itself gives a CPU the static patcher all the same,
+    over layers that are built lazily.
+    """
+    if request.param == "static":
+        yield request.param
+        return
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()  # maps weight files; needs no GPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        patch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+        yield request.param
 
 
 @pytest.fixture(scope="session")
