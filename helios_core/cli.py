@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.lora_file import read_lora
@@ -21,6 +22,7 @@ from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
 from .faults import in_words
+from .files import check_file_name, check_new_file
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
@@ -276,6 +278,7 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_generate(options: argparse.Namespace) -> None:
     if options.keep_video and options.video is None:
         raise ValueError("--keep-video keeps the clip that --video names; give --video too")
+    check_outputs(options)
     MP4_H264.choose_pixel_format("auto", 2, 2)  # without an encoder nothing is worth beginning
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
@@ -340,6 +343,17 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.sheet:
         contact_sheet(torch.cat(shown), columns=5, rows=len(shown)).save(options.sheet)
         logger.info("wrote %s", options.sheet)
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raise, before anything is read or made, for what could not be written in the end."""
+    if options.out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {options.out.name!r}: a long video is an mp4, so the file name must end in .mp4")
+    for path in filter(None, (options.out, options.save_memory, options.sheet)):
+        check_new_file(path)
+    check_file_name((options.run_folder or options.out.with_suffix(".run")).resolve().name)
+    if options.sheet is not None and options.sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet {options.sheet.name!r} must end as a picture does, for example in .png")
 
 
 def read_schedule(path: Path, frame_rate: float) -> PromptSchedule:

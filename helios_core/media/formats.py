@@ -259,6 +259,13 @@ def _is_rgb(pixel_format: str) -> bool:
     return av.VideoFormat(pixel_format, 2, 2).is_rgb
 
 
+def storable_size(pixel_format: str, width: int, height: int) -> tuple[int, int]:
+    """The size, or the next larger one where `pixel_format` has one colour sample for several pixels."""
+    layout = av.VideoFormat(pixel_format, 2, 2)
+    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    return -(-width // across) * across, -(-height // down) * down
+
+
 def _check_size(pixel_format: str, width: int, height: int) -> None:
     layout = av.VideoFormat(pixel_format, 2, 2)
     across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()

@@ -32,6 +32,33 @@ _EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
 _ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "prores", "ffv1", "mjpeg", "png")
 
 
+# Numbers of ISO/IEC 23091-2: how light is coded, and which red, green and blue are meant.
+_HDR_TRANSFERS = {16: "HDR (PQ)", 18: "HDR (HLG)"}
+_WIDE_PRIMARIES = {9: "wide colour (BT.2020)"}
+
+
+HDR_ADVICE = "its colours are read without tone mapping and look pale; convert it to SDR (BT.709) first"
+
+
+def hdr_kind(file: MediaFile) -> str | None:
+    """What makes a video's colours more than a usual screen shows, in words; None for usual video and what is none.
+
+    Such frames are read without tone mapping: they look pale and flat.
+    """
+    try:
+        with open_media(file) as container:
+            return _hdr_kind(container)
+    except (OSError, av.error.FFmpegError):
+        return None
+
+
+def _hdr_kind(container: av.container.InputContainer) -> str | None:
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        return None
+    context = container.streams.video[0].codec_context
+    return _HDR_TRANSFERS.get(int(context.color_trc)) or _WIDE_PRIMARIES.get(int(context.color_primaries))
+
+
 def exact_rate(frame_rate: float | Fraction) -> Fraction:
     """The rate as the fraction that is meant. Raises ValueError unless it is above 0 and at most 1000 per second."""
     if not (math.isfinite(frame_rate) and 0 < frame_rate <= 1000):
@@ -137,8 +164,11 @@ def _timing_of(file: MediaFile, frame_rate: float | Fraction | None) -> tuple[_T
     try:
         with open_media(file) as container:
             timing = _read_timing(container, name)
+            hdr = _hdr_kind(container)
     except av.error.FFmpegError as fault:
         raise _unreadable(name, 0, fault) from fault
+    if hdr is not None:
+        logger.warning("%s is %s: %s", name, hdr, HDR_ADVICE)
     return timing, timing.rate if frame_rate is None else exact_rate(frame_rate)
 
 

@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl
 
 from ...helios_core.fingerprint import fingerprint, tensor_samples
 from ...helios_core.finish.source import Source, file_source, frames_source
-from .video_wire import sound_of_audio, trim_window
+from .video_wire import rgb, sound_of_audio, trim_window
 
 TILE, SMALLEST_TILE, OVERLAP = 512, 128, 32
 
@@ -27,7 +27,7 @@ def video_source(video) -> Source:
         return file_source(video.get_stream_source(), start=start, duration=duration)
     components = video.get_components()
     sound = components.audio and sound_of_audio(components.audio)
-    return frames_source(components.images, Fraction(components.frame_rate), sound)
+    return frames_source(rgb(components.images, "video"), Fraction(components.frame_rate), sound)
 
 
 class ModelUpscaler:
