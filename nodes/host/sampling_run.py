@@ -21,6 +21,7 @@ from ...helios_core.sampling.loop import Hooks, OutOfMemoryError
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
+from .patcher import weight_sizes
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -75,16 +76,17 @@ def sampling_run(
 
     config, device = helios.diffusion_model.config, patcher.load_device
     dearest = max(settings, key=lambda own: own.guided)
+    on_device, in_ram = weight_sizes(patcher)
     estimate = estimate_memory(
         config,
         dearest,
         memory.width,
         memory.height,
         dtype=helios.diffusion_model.dtype,
-        weight_bytes=patcher.model_size(),
+        weight_bytes=on_device,
         vae_dtype=comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32]),
     )
-    estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae))
+    estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae), host=in_ram)
     logger.info(
         "Helios %s at %dx%d, %d chunks: %s",
         variant_of(dearest), memory.width, memory.height, len(settings), estimate,
