@@ -6,6 +6,7 @@ from .combine import HeliosVideoCombine
 from .context import HeliosContext
 from .demo import HeliosDemoModels
 from .fast_vae import HeliosFastVAE
+from .finish import HeliosFinishVideo
 from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
@@ -33,6 +34,7 @@ class HeliosExtension(ComfyExtension):
             HeliosDemoModels,
             HeliosSpeed,
             HeliosFastVAE,
+            HeliosFinishVideo,
         ]
 
 

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, WanVAE
+from .host.identity import vae_file
 from .host.vae import check_vae
 from .wires import CATEGORY
 
@@ -69,6 +70,7 @@ class FastWanVAE(WanVAE):
 def fast_vae(vae: comfy.sd.VAE, decoding: Decoding) -> comfy.sd.VAE:
     """A VAE of its own with the weights of `vae`, a Wan 2.1 VAE. Raises ValueError for another one."""
     patcher = _patcher(vae.first_stage_model, decoding, vae.device, vae.patcher.offload_device)
+    patcher.model.made_from = vae_file(vae)
     fast = copy(vae)
     fast.first_stage_model, fast.vae_dtype, fast.patcher = patcher.model, DECODER_DTYPES[decoding.dtype], patcher
     return fast
@@ -103,4 +105,5 @@ def _fast_model(source: torch.nn.Module, decoding: Decoding, place: torch.device
             "(wan_2.1_vae.safetensors). Connect it to the decoding node directly"
         ) from fault
     model.eval().requires_grad_(False).set_decoding(decoding)
+    model.made_from = getattr(source, "made_from", "")
     return model

@@ -67,7 +67,7 @@ class Checkpoint:
         return any(entry.scale is not None or entry.block_format is not None for entry in self.tensors.values())
 
     def read_stored(self, name: str, read: ReadTensor | None = None) -> torch.Tensor | QuantisedWeight:
-        """One tensor by its canonical name, on the CPU, as stored; taken from its file by `read`, if that is given.
+        """One tensor by its canonical name, on the CPU, as stored; `read` takes it from its file, if it is given.
 
         Raises KeyError for a name that is not in `tensors`, and CheckpointError when the file has changed since it was
         opened or a number in it is not finite.

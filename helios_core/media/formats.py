@@ -21,6 +21,10 @@ LIMITED_RANGE = 1
 FULL_RANGE = 2
 
 
+class MissingEncoderError(RuntimeError):
+    """FFmpeg was built without an encoder, or without a pixel format in it. The message says what to do."""
+
+
 @dataclass(frozen=True)
 class VideoFormat:
     """How a video is stored.
@@ -41,23 +45,24 @@ class VideoFormat:
     opens_workflow: bool = True
     encoder_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
+    codec_tag: str = ""
 
     def choose_pixel_format(self, name: str, width: int, height: int) -> str:
         """`name`, or for "auto" the format's own, once it is known that this size can be written in it.
 
         Raises ValueError for a pixel format that the format does not have or whose colour samples do not divide the
-        size, and RuntimeError when FFmpeg was built without the encoder or without this pixel format in it.
+        size, and MissingEncoderError when FFmpeg was built without the encoder or without this pixel format in it.
         """
         name = self.pixel_formats[0] if name == "auto" else name
         if name not in self.pixel_formats:
             raise ValueError(f"{self.name} has no pix_fmt {name!r}; allowed: auto, {', '.join(self.pixel_formats)}")
         _check_size(name, width, height)
         if self.encoder not in av.codecs_available:
-            raise RuntimeError(f"PyAV has no {self.encoder} encoder; install the official wheel: pip install av")
+            raise MissingEncoderError(f"PyAV has no {self.encoder} encoder; install the official wheel: pip install av")
         built_in = [known.name for known in av.Codec(self.encoder, "w").video_formats or ()]
         if name not in built_in:
             possible = ", ".join(known for known in self.pixel_formats if known in built_in)
-            raise RuntimeError(
+            raise MissingEncoderError(
                 f"the {self.encoder} encoder of this PyAV was built without {name}; it has {possible}. For 10 bits "
                 f"in a webm take the format {WEBM_AV1.name}"
             )
@@ -143,8 +148,21 @@ MKV_FFV1 = VideoFormat(
     opens_workflow=False,
     encoder_options={"level": "3", "slicecrc": "1", "g": "1", "threads": "4"},
 )
+MP4_HEVC = VideoFormat(
+    name="mp4 (hevc)",
+    container="mp4",
+    suffix=".mp4",
+    encoder="libx265",
+    pixel_formats=("yuv420p10le", "yuv420p", "yuv422p", "yuv444p", "yuv422p10le", "yuv444p10le"),
+    audio_codec="aac",
+    max_crf=51,
+    # The number of threads is fixed because the result depends on how many frames are encoded at once.
+    encoder_options={"x265-params": "log-level=error:frame-threads=2:pools=4"},
+    container_options=_MP4_OPTIONS,
+    codec_tag="hvc1",  # Apple's players refuse the default, hev1
+)
 
-FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1)}
+FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1, MP4_HEVC)}
 PIXEL_FORMATS = tuple(dict.fromkeys(name for known in FORMATS.values() for name in known.pixel_formats))
 
 

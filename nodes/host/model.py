@@ -4,8 +4,9 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.model_base
@@ -17,10 +18,10 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...helios_core.fingerprint import model_fingerprint
 from ...helios_core.model.attention import AttentionFunction
 from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
+from .lora import with_lora_names
 from .patcher import is_dynamic
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,7 @@ class HeliosModelConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = (torch.bfloat16, torch.float16, torch.float32)
 
 
-# ComfyUI decides by the model's class under which names a LoRA's tensors are looked for (`model_lora_keys_unet` in
-# comfy/lora.py) and has no other place to say it. It knows "diffusion_model.<layer>" and "lora_unet_<layer>" for every
-# model; to a QwenImage it adds the names that diffusers and PEFT write, "transformer.<layer>" and the bare "<layer>".
-_NamesOfLoras = getattr(comfy.model_base, "QwenImage", comfy.model_base.BaseModel)
-
-
-class HeliosModel(_NamesOfLoras):
+class HeliosModel(comfy.model_base.BaseModel):
     """The model inside the MODEL wire: `diffusion_model` is the transformer, `settings` its variant's sampling."""
 
     def __init__(
@@ -52,6 +47,7 @@ class HeliosModel(_NamesOfLoras):
         settings: SamplingSettings,
         name: str,
         manual_cast_dtype: torch.dtype | None,
+        made_from: Mapping[str, str],
     ) -> None:
         config = HeliosModelConfig({"disable_unet_model_creation": True})
         config.manual_cast_dtype = manual_cast_dtype
@@ -59,9 +55,15 @@ class HeliosModel(_NamesOfLoras):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
-        # Taken now, before LoRAs are written into the weights.
-        self.fingerprint = model_fingerprint(transformer)
+        self.made_from = made_from  # name of a part -> what it is; see identity.py
+        self.described_adapters = WeakKeyDictionary()  # LoRAs beside the layers; see describe.py
         self.unfinished_run = None  # a stopped run's chunks; see run.py
+
+    def state_dict(self, *args, **kwargs):
+        """The weights; when asked for its names only, it also gives those that LoRAs use (see lora.py)."""
+        state = super().state_dict(*args, **kwargs)
+        # As part of another module it adds to what that module has gathered.
+        return state if args or kwargs else with_lora_names(state, len(self.diffusion_model.blocks))
 
     def apply_model(self, *args, **kwargs):
         """Called by ComfyUI's own samplers, which know neither memory nor pyramid."""

@@ -1,4 +1,4 @@
-"""Helios' ModelPatcher: ComfyUI's own, which also patches GGUF weights and tells when a LoRA does not fit.
+"""Helios' ModelPatcher: ComfyUI's own, which also patches GGUF weights and takes LoRAs of every naming.
 
 There are two kinds, as in ComfyUI: one that moves weights to the device as a whole or in part, and, for dynamic VRAM
 (ComfyUI from 0.16 on), one whose weights stay in their file and are brought when they are used.
@@ -12,11 +12,11 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
-import comfy.weight_adapter
 import torch
 from comfy.model_patcher import LowVramPatch
 
 from .layers import BlockLinear
+from .lora import LoraPatches
 
 
 def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
@@ -46,39 +46,8 @@ def weight_sizes(patcher: comfy.model_patcher.ModelPatcher) -> tuple[int, int]:
     return on_device, in_ram
 
 
-class HeliosPatching:
+class HeliosPatching(LoraPatches):
     """What both kinds do otherwise than ComfyUI's."""
-
-    def add_patches(self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
-        """Called by ComfyUI's LoRA loaders with what they recognised. Raises ValueError when it is for another model.
-
-        ComfyUI itself logs a line for each tensor that is left out and goes on with a LoRA that does nothing.
-        """
-        if not patches:
-            raise ValueError(
-                "nothing in this LoRA fits Helios: it is for another model, or its names are not understood. Known are "
-                "names that start with 'transformer.blocks.' or 'diffusion_model.blocks.' and end with 'lora_A.weight' "
-                "or 'lora_down.weight', and kohya's 'lora_unet_blocks_'."
-            )
-        # A loader with a text encoder connected hands over the text encoder's tensors as well.
-        own_keys = set(self.model.state_dict())
-        for key, patch in patches.items():
-            weight = key if isinstance(key, str) else key[0]
-            if weight in own_keys:
-                self._check_shape(weight, patch)
-        return super().add_patches(patches, strength_patch, strength_model)
-
-    def _check_shape(self, key: str, patch: Any) -> None:
-        if not isinstance(patch, comfy.weight_adapter.LoRAAdapter):
-            return
-        layer = comfy.utils.get_attr(self.model, key.removesuffix(".weight"))
-        up, down = patch.weights[:2]
-        sizes = up.shape[0], down[0].numel()
-        if hasattr(layer, "in_features") and sizes != (layer.out_features, layer.in_features):
-            raise ValueError(
-                f"this LoRA is for another model: for {key} it has {sizes[0]} outputs and {sizes[1]} inputs; "
-                f"the layer of this Helios has {layer.out_features} and {layer.in_features}"
-            )
 
     def state_dict_for_saving(self, *arguments, **options) -> dict:
         """Called by ModelSave. Raises ValueError for weights in GGUF blocks, which a safetensors file cannot hold."""

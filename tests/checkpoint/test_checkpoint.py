@@ -270,7 +270,8 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path):
     script = """
         import json, re, sys, torch
         from pathlib import Path
-        from helios_core.checkpoint import load_transformer, open_checkpoint
+        from helios_core.checkpoint.checkpoint import open_checkpoint
+        from helios_core.checkpoint.loading import load_transformer
 
         def memory(what):
             return 1024 * int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

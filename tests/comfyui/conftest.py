@@ -24,6 +24,14 @@ CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
+        "all checkouts but the newest (-m 'not newest_only')",
+    )
+
+
 def pytest_terminal_summary(terminalreporter):
     if CHECKOUT is None:
         terminalreporter.write_line(f"tests/comfyui skipped: {WHY_NOT}")
@@ -99,8 +107,10 @@ def clip_file(home):
 
 @pytest.fixture(scope="session")
 def server(home, models):
-    """ComfyUI with the pack, in a process of its own."""
+    """ComfyUI with the pack, in a process of its own; with the frontend in $HELIOS_FRONTEND where that is set (the
+    `static` folder of an unpacked comfyui_frontend_package)."""
     from harness.server import Server
 
-    with Server(home) as server:
+    frontend = os.environ.get("HELIOS_FRONTEND")
+    with Server(home, options=("--cpu", *(["--front-end-root", frontend] if frontend else []))) as server:
         yield server
