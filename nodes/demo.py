@@ -93,7 +93,7 @@ def load_vae() -> comfy.sd.VAE:
         # Up to 0.3 ComfyUI builds the published width only, whatever the weights, and does not load others into it.
         with _as_wide_as(width):
             vae = comfy.sd.VAE(sd=weights)
-    reloadable(vae.patcher, _patcher_of_vae)
+    reloadable(vae.patcher, _patcher_of_vae, str(VAE_FILE))
     return vae
 
 
@@ -104,7 +104,7 @@ def _patcher_of_text_encoder(*, disable_dynamic: bool = False) -> comfy.model_pa
     return load_text_encoder().patcher
 
 
-def _patcher_of_vae(*, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def _patcher_of_vae(path: str, *, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     return load_vae().patcher
 
 
