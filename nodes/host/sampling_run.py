@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,12 @@ from ...helios_core.model.transformer import HeliosTransformer
 from ...helios_core.options.approximations import with_approximations
 from ...helios_core.report.cost import estimate_memory
 from ...helios_core.report.eta import step_costs
-from ...helios_core.sampling.hooks import Hooks
+from ...helios_core.sampling.hooks import Forward, Hooks, Predict
 from ...helios_core.sampling.loop import OutOfMemoryError
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
+from .multigpu import copies_of, split_forwards
 from .patcher import weight_sizes
 from .progress import Progress
 
@@ -94,8 +95,10 @@ def sampling_run(
         variant_of(dearest), memory.width, memory.height, len(settings), estimate,
     )  # fmt: skip
 
+    copies = copies_of(patcher)
+
     def load() -> HeliosTransformer:
-        comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
+        comfy.model_management.load_models_gpu([patcher, *copies], memory_required=estimate.activations)
         return helios.diffusion_model
 
     load()
@@ -106,14 +109,17 @@ def sampling_run(
         step_costs(config, own, memory.width, memory.height, chunk_index)
         for chunk_index, own in enumerate(settings, start=memory.chunk_index)
     ]
-    patcher.pre_run()
+    for each in (patcher, *copies):
+        each.pre_run()
     try:
-        hooks = Hooks(
-            progress=Progress(node_id, costs, memory.chunk_index, device, advice),
-            check_cancelled=check_cancelled,
-            forward=partial(helios.velocity, options),
-        )
-        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+        with current_device(device), predict_of(patcher, copies) as predict:
+            hooks = Hooks(
+                progress=Progress(node_id, costs, memory.chunk_index, device, advice),
+                check_cancelled=check_cancelled,
+                forward=forward_of(patcher),
+                predict=predict,
+            )
+            yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
@@ -121,7 +127,31 @@ def sampling_run(
             f"{estimate.activations / 2**30:.1f} GiB"
         ) from fault
     finally:
-        patcher.cleanup()
+        for each in (patcher, *copies):
+            each.cleanup()
+
+
+def current_device(device: torch.device) -> AbstractContextManager:
+    """Within the `with` block the device is the current one, which some kernels ask for (Select Model Device)."""
+    return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
+
+
+def forward_of(patcher: comfy.model_patcher.ModelPatcher) -> Forward:
+    """The forward of a loaded Helios, on its device, inside the wrappers of other nodes."""
+    return partial(helios_model(patcher).velocity, transformer_options(patcher))
+
+
+@contextmanager
+def predict_of(
+    patcher: comfy.model_patcher.ModelPatcher, copies: Sequence[comfy.model_patcher.ModelPatcher]
+) -> Iterator[Predict | None]:
+    """Within the `with` block, what spreads the forwards of a step over the model's copies; None without copies."""
+    if not copies:
+        yield None
+        return
+    forwards = {each.load_device: forward_of(each) for each in (patcher, *copies)}
+    with split_forwards(forwards, check_cancelled) as predict:
+        yield predict
 
 
 def transformer_options(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:

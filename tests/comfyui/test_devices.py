@@ -1,6 +1,7 @@
 """ComfyUI's nodes that move a model to another device, or split it over several, take what this pack makes."""
 
 import sys
+import threading
 
 import pytest
 import torch
@@ -87,6 +88,65 @@ def test_the_demos_parts_and_a_fast_vae_can_be_had_on_another_device(comfyui, se
     assert torch.equal(moved_vae.decode(latents), vae.decode(latents))
     assert moved_fast.first_stage_model is not fast.first_stage_model
     assert torch.equal(moved_fast.decode(latents), fast.decode(latents))
+
+
+@pytest.fixture
+def guided(comfyui, graph):
+    """A chunk of Base: two forwards in each step."""
+    graph[LOADER]["inputs"]["variant"] = "base"
+    graph["negative"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "blurred"}}
+    graph[SAMPLER]["inputs"].update(negative=["negative", 0], guidance_scale=4.0, steps="5")
+    return graph
+
+
+def split_over_two(model, monkeypatch, around_forward):
+    """What MultiGPU CFG Split makes of the model, the second device being the CPU by another name."""
+    import comfy.model_management
+    import comfy.multigpu
+    from comfy.patcher_extension import WrappersMP
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", around_forward)
+    monkeypatch.setattr(
+        comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: [CPU, torch.device("cpu", 1)]
+    )
+    return comfy.multigpu.create_multigpu_deepclones(model, 2)
+
+
+@pytest.mark.parametrize("history_reuse", ["off", "stage"])
+def test_with_multigpu_cfg_split_the_two_forwards_of_a_step_run_on_two_devices_to_the_same_bits(
+    comfyui, guided, monkeypatch, history_reuse
+):
+    inputs = {"model": [LOADER, 0], "history_reuse": history_reuse, "compile": False, "step_cache": 0.0}
+    guided["speed"] = {"class_type": "HeliosSpeed", "inputs": inputs}
+    guided[SAMPLER]["inputs"]["model"] = ["speed", 0]
+    expected = comfyui.run_graph(guided).output(SAMPLER)["samples"]
+    ran = []
+
+    def watch(executor, *args, **options):
+        ran.append((id(executor.class_obj), threading.current_thread() is threading.main_thread()))
+        return executor(*args, **options)
+
+    change_model(guided, lambda model: split_over_two(model, monkeypatch, watch))
+    run = comfyui.run_graph(guided)
+    assert run.success, run.error
+    assert torch.equal(run.output(SAMPLER)["samples"], expected)
+    assert len(set(ran)) == 2, "one Helios in this thread, the other in one of the pool's"
+    assert [main for _, main in ran].count(True) == [main for _, main in ran].count(False) > 3
+
+
+def test_a_fault_on_the_second_device_ends_the_run_with_its_words(comfyui, guided, monkeypatch):
+    def fail_there(executor, *args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the second device fell off the bus")
+        return executor(*args, **options)
+
+    change_model(guided, lambda model: split_over_two(model, monkeypatch, fail_there))
+    before = threading.active_count()
+    run = comfyui.run_graph(guided)
+    assert not run.success
+    assert "fell off the bus" in run.error
+    assert threading.active_count() == before
 
 
 def test_multigpu_cfg_split_makes_a_second_helios_with_the_same_loras(comfyui, graph, second_device):
