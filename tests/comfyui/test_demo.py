@@ -12,6 +12,8 @@ from helios_core.demo.judge import look
 from helios_core.demo.model import VAE_FILE, encode_prompt
 from helios_core.vae.codec import WanCodec
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 PROMPT = "a red circle moving right on a black background"
 # What the last video of each workflow shows at its end, as (colour, shape, background).
 SHOWN = {
