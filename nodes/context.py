@@ -1,15 +1,19 @@
 """Helios Context: how the video begins -> memory."""
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
 
+from ..helios_core.fingerprint import fingerprint
 from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, check_size, size_multiple
 from ..helios_core.memory.config import MemoryConfig
 from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from ..helios_core.sampling.noise import SeededNoise
+from .host.identity import vae_identity
 from .host.vae import check_vae, encode_frames
 from .host.video_wire import fit_frames, last_frames
+from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosMemoryType
 
 RESIZE_MODES = ["crop", "stretch", "pad"]
@@ -95,6 +99,7 @@ class HeliosContext(io.ComfyNode):
                     "memory", display_name="memory", tooltip="What the first chunk knows of the past."
                 )
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -141,12 +146,20 @@ class HeliosContext(io.ComfyNode):
             # Fitted once, not 33 times as a still video.
             latents = encode_image(fit_frames(image[..., :3], width, height, resize), encode)
             memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
+            source = wire_identity(cls.hidden, "image") or fingerprint(image)
         else:
             reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
             first, last = last_frames(video, reach, video_frame_rate, width, height, resize)
             latents = encode_video(last, encode, first_frame=first, config=config)
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
-        return io.NodeOutput(memory)
+            source = wire_identity(cls.hidden, "video") or fingerprint(first, last)
+        identity = fingerprint(
+            {"task": memory.provenance.task, "source": source, "video_frame_rate": video_frame_rate},
+            {"vae": vae_identity(vae, wire_identity(cls.hidden, "vae"))},
+            {"size": (width, height), "resize": resize, "config": config},
+            {"noise": noise_seed if add_noise else None},
+        )
+        return io.NodeOutput(replace(memory, identity=identity))
 
 
 def check_any_size(width: int, height: int) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.fingerprint import fingerprint
 from ..helios_core.geometry import FRAME_RATE
 from ..helios_core.media.frames import read_image
 from ..helios_core.script.blending import EncodedSchedule
@@ -21,6 +23,7 @@ from ..helios_core.script.schedule import (
 )
 from ..helios_core.script.schedule_text import parse_schedule
 from .host.folders import input_file
+from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosScheduleType, prompt_embeds
 
 logger = logging.getLogger(__name__)
@@ -92,6 +95,7 @@ class HeliosPromptSchedule(io.ComfyNode):
                     "prompt. For chunks of a Helios sampler.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -136,7 +140,12 @@ class HeliosPromptSchedule(io.ComfyNode):
                 for prompt in prompts
             ]
 
-        return io.NodeOutput(EncodedSchedule.encode(schedule, encode, pictures), schedule.length)
+        encoded = EncodedSchedule.encode(schedule, encode, pictures)
+        clip_identity = wire_identity(cls.hidden, "clip")
+        if clip_identity:
+            prompts = (fingerprint(clip_identity, segment.prompt) for segment in schedule.segments)
+            encoded = replace(encoded, identities=tuple(prompts))
+        return io.NodeOutput(encoded, schedule.length)
 
 
 class HeliosScheduleAdd(io.ComfyNode):
@@ -200,6 +209,7 @@ class HeliosScheduleAdd(io.ComfyNode):
                     tooltip="Length of the video in chunks, with 4 chunks of the last prompt.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -213,7 +223,11 @@ class HeliosScheduleAdd(io.ComfyNode):
             guidance_scale=guidance_scale or None,
         )
         rows = prompt_embeds(conditioning, "conditioning")
-        added = schedule.add(segment, rows) if schedule else EncodedSchedule(PromptSchedule((segment,)), (rows,))
+        identity = wire_identity(cls.hidden, "conditioning")
+        if schedule:
+            added = schedule.add(segment, rows, identity)
+        else:
+            added = EncodedSchedule(PromptSchedule((segment,)), (rows,), identities=(identity,))
         log_cut_blends(added.schedule)
         return io.NodeOutput(added, added.schedule.length)
 

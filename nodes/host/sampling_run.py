@@ -50,11 +50,13 @@ COMFYUI_VAE = 1.22  # what ComfyUI's Wan VAE takes to decode, against our own th
 @dataclass(frozen=True)
 class SamplingRun:
     """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
-    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them."""
+    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them.
+    `notice(sentence)` shows a sentence on the node while it runs."""
 
     hooks: Hooks
     load: Callable[[], HeliosTransformer]
     activations: int
+    notice: Callable[[str], None]
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def sampling_run(
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )
-        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations, advice.append)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
