@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .checkpoint.checkpoint import open_checkpoint
+from .checkpoint.lora_file import read_lora
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
@@ -36,6 +37,7 @@ from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
 from .sampling.hooks import Hooks, StepDone
 from .sampling.loop import NonFiniteError
+from .sampling.loras import Lora
 from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
@@ -289,6 +291,7 @@ def run_generate(options: argparse.Namespace) -> None:
         rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
+        loras=read_loras(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
@@ -351,6 +354,11 @@ def read_anchors(schedule: PromptSchedule, folder: Path) -> dict[str, torch.Tens
     """The pictures that a schedule names, from `folder`."""
     names = {segment.anchor for segment in schedule.segments if segment.anchor is not None}
     return {name: read_image(folder / name) for name in sorted(names)}
+
+
+def read_loras(schedule: PromptSchedule, folder: Path) -> dict[str, Lora]:
+    """The LoRAs that a schedule names, from the folder it lies in."""
+    return {name: read_lora(folder / name, name) for name in schedule.lora_names}
 
 
 def choose_length(chunks: int | None, schedule: PromptSchedule | None, memory: HeliosMemory | None) -> int:

@@ -146,6 +146,7 @@ class HeliosChunkSampler(io.ComfyNode):
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
+        identity = model_identity(model)  # before anything is loaded
         past = Past(run.chunks[-1][1] if run.chunks else memory)
         with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id) as sampling:
             for chunk in make_chunks(
@@ -153,7 +154,7 @@ class HeliosChunkSampler(io.ComfyNode):
                 past,
                 planned[len(run.chunks) :],
                 hooks=sampling.hooks,
-                identity=model_identity(model),
+                identity=identity,
             ):
                 run.chunks.append((chunk.latents.to(comfy.model_management.intermediate_device()), chunk.past.memory))
         helios.unfinished_run = None

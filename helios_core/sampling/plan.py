@@ -12,6 +12,7 @@ from ..geometry import check_size
 from ..memory.memory import HeliosMemory
 from ..model.config import TransformerConfig
 from .drift import AntiDrift, DriftReport, DriftState
+from .loras import LoraStrength
 from .noise import NoiseSource
 from .settings import SamplingSettings
 
@@ -26,7 +27,7 @@ class ChunkPlan:
     `rows` (B, L, text_dim) are the text encoder's, on the device to compute on; `negative_rows` those of the negative
     prompt, needed with guidance. The same tensor in plan after plan is encoded once. `anchor` (B, C, 1, h, w), model
     space, replaces the memory's anchor from this chunk on. An identity is a fingerprint of what rows or anchor were
-    made from (texts, files, settings); "" where it is not known.
+    made from (texts, files, settings); "" where it is not known. `loras` act beside those that are in the weights.
     """
 
     rows: torch.Tensor
@@ -37,6 +38,7 @@ class ChunkPlan:
     prompt_identity: str = ""
     negative_identity: str = ""
     anchor_identity: str = ""
+    loras: tuple[LoraStrength, ...] = ()
 
     def anchored(self, memory: HeliosMemory) -> HeliosMemory:
         """The memory that the chunk sees: with the plan's anchor, if it sets one."""
@@ -126,6 +128,7 @@ class KeyChain:
             "anchor picture": None if plan.anchor is None else anchor,
             "noise": type(plan.noise).__name__,
             "seed": plan.noise.seed,
+            "LoRAs of the schedule": sorted((lora.identity, lora.strength) for lora in plan.loras),
         }
 
     def _content(self, name: str, tensor: torch.Tensor | None) -> str | None:
