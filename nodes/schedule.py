@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -9,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..helios_core.checkpoint.lora_file import read_lora
-from ..helios_core.fingerprint import file_fingerprint
+from ..helios_core.fingerprint import file_fingerprint, fingerprint
 from ..helios_core.geometry import FRAME_RATE
 from ..helios_core.media.frames import read_image
 from ..helios_core.script.blending import EncodedSchedule
@@ -26,6 +27,7 @@ from ..helios_core.script.schedule import (
 )
 from ..helios_core.script.schedule_text import parse_schedule
 from .host.folders import input_file
+from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosScheduleType, prompt_embeds
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ class HeliosPromptSchedule(io.ComfyNode):
                     "prompt. For chunks of a Helios sampler.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -148,7 +151,12 @@ class HeliosPromptSchedule(io.ComfyNode):
             ]
 
         loras = {name: read_lora(lora_path(name), name) for name in schedule.lora_names}
-        return io.NodeOutput(EncodedSchedule.encode(schedule, encode, pictures, loras), schedule.length)
+        encoded = EncodedSchedule.encode(schedule, encode, pictures, loras)
+        clip_identity = wire_identity(cls.hidden, "clip")
+        if clip_identity:
+            prompts = (fingerprint(clip_identity, segment.prompt) for segment in schedule.segments)
+            encoded = replace(encoded, identities=tuple(prompts))
+        return io.NodeOutput(encoded, schedule.length)
 
 
 class HeliosScheduleAdd(io.ComfyNode):
@@ -228,6 +236,7 @@ class HeliosScheduleAdd(io.ComfyNode):
                     tooltip="Length of the video in chunks, with 4 chunks of the last prompt.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -254,10 +263,11 @@ class HeliosScheduleAdd(io.ComfyNode):
             loras=dict.fromkeys(loras, lora_strength) or None,
         )
         rows = prompt_embeds(conditioning, "conditioning")
+        identity = wire_identity(cls.hidden, "conditioning")
         if schedule:
-            added = schedule.add(segment, rows, loras=loras)
+            added = schedule.add(segment, rows, identity, loras)
         else:
-            added = EncodedSchedule(PromptSchedule((segment,)), (rows,), loras=loras)
+            added = EncodedSchedule(PromptSchedule((segment,)), (rows,), identities=(identity,), loras=loras)
         log_cut_blends(added.schedule)
         return io.NodeOutput(added, added.schedule.length)
 

@@ -53,11 +53,13 @@ COMFYUI_VAE = 1.22  # what ComfyUI's Wan VAE takes to decode, against our own th
 @dataclass(frozen=True)
 class SamplingRun:
     """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
-    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them."""
+    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them.
+    `notice(sentence)` shows a sentence on the node while it runs."""
 
     hooks: Hooks
     load: Callable[[], HeliosTransformer]
     activations: int
+    notice: Callable[[str], None]
 
 
 @contextmanager
@@ -132,7 +134,7 @@ def sampling_run(
                 predict=predict,
                 set_loras=set_loras,
             )
-            yield SamplingRun(with_approximations(hooks, costliest), load, estimate.activations)
+            yield SamplingRun(with_approximations(hooks, costliest), load, estimate.activations, advice.append)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
