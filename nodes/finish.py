@@ -175,7 +175,7 @@ class HeliosFinishVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output("video", display_name="video", tooltip="The finished file."),
+                io.Video.Output("film", display_name="film", tooltip="The finished file."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in sentences."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
