@@ -19,26 +19,31 @@ from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .faults import in_words
 from .finish.pieces import remove_old_pieces
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
+from .media.formats import MP4_H264, MissingEncoderError
 from .media.frames import contact_sheet, read_image
 from .media.reader import read_video
 from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
+from .options.compiling import check_compile
 from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
-from .run.long_video import ChunkDone
+from .run.job import ChunkDone
 from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks, StepDone
-from .sampling.noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .sampling.hooks import Hooks, StepDone
+from .sampling.loop import NonFiniteError
+from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
+from .typed import plain_head
 from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
@@ -46,15 +51,26 @@ logger = logging.getLogger("helios")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INFO_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn}
 
+# Of the user's input, the machine or the weights: their messages say what to do, and a traceback would hide it.
+EXPECTED_FAULTS = (
+    ValueError,
+    OSError,
+    ImportError,
+    RunFolderBusyError,
+    MissingEncoderError,
+    NonFiniteError,
+    torch.cuda.OutOfMemoryError,
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status. A fault of the user's input is told in one line, without a traceback."""
+    """Run a command; returns the exit status. What can be expected to fail is reported without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, RunFolderBusyError) as fault:
-        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
+    except EXPECTED_FAULTS as fault:
+        logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
         logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
@@ -262,16 +278,19 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_generate(options: argparse.Namespace) -> None:
     if options.keep_video and options.video is None:
         raise ValueError("--keep-video keeps the clip that --video names; give --video too")
+    MP4_H264.choose_pixel_format("auto", 2, 2)  # without an encoder nothing is worth beginning
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
+    if options.compile:
+        check_compile(settings)
     memory = load_memory(options.memory) if options.memory else None
     schedule = read_schedule(options.schedule, options.frame_rate) if options.schedule else None
     job = Job(
         prompt=options.prompt or "",
         negative_prompt=options.negative_prompt,
         later_prompts=numbered(options.then, str),
-        other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
+        rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),
@@ -355,7 +374,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
     """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
     parsed = {}
     for text in values:
-        chunk, _, value = text.partition(":")
+        chunk, _, value = plain_head(text).partition(":")
         try:
             parsed[int(chunk)] = convert(value)
         except ValueError:

@@ -18,16 +18,19 @@ from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import ModelIdentity, check_memory
 from .model.transformer import HeliosTransformer
+from .options.approximations import with_approximations
 from .options.cuda_graphs import check_cuda_graphs, graphed
+from .run.job import ChunkDone, LongVideo
 from .run.lead_in import write_lead_in
-from .run.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
+from .run.long_video import make_video
 from .run.run_folder import RunFolder
 from .sampling.conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks
-from .sampling.noise import NoiseSource, SeededNoise
+from .sampling.hooks import Hooks
+from .sampling.noise import NoiseSource
 from .sampling.settings import SamplingSettings
 from .script.blending import EncodedSchedule
+from .script.plans import ScriptedPlans
 from .script.schedule import PromptSchedule, Segment
 from .sources import ModelSource
 from .vae.codec import Codec
@@ -44,7 +47,7 @@ class Job:
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
-    `pictures` are the anchors (H, W, 3) uint8 that it names. `other_noise` is noise for single chunks. Chunks are
+    `pictures` are the anchors (H, W, 3) uint8 that it names. `rerolls` are other seeds for single chunks. Chunks are
     counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one
     that `video` is the end of.
     """
@@ -57,7 +60,7 @@ class Job:
     later_prompts: Mapping[int, str] = field(default_factory=dict)
     schedule: PromptSchedule | None = None
     pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
+    rerolls: Mapping[int, int] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
     lead_in: Path | None = None
@@ -80,7 +83,7 @@ class Job:
                 f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
             )
         chunks = self.chunks
-        for chunk in (*self.later_prompts, *self.other_noise):
+        for chunk in (*self.later_prompts, *self.rerolls):
             if chunk not in chunks:
                 raise ValueError(f"chunk {chunk} is not made here; these are chunks {chunks[0]} to {chunks[-1]}")
         if self.schedule is not None and self.later_prompts:
@@ -102,7 +105,9 @@ class Job:
 
 def encoder(job: Job, codec: Codec) -> Encode:
     """frames (T, H, W, 3) uint8 of any size -> latents at the job's size."""
-    return lambda frames: codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)))
+    return lambda frames, key: codec.encode(
+        to_pixels(resize_frames(frames, job.width, job.height, job.resize)), key
+    )
 
 
 def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
@@ -150,25 +155,22 @@ def generate(
     decoding = decoding or Decoding()
     codec = source.load_codec(decoding)
     encode = encoder(job, codec)
-    anchors = {chunk: encode(picture[None]) for chunk, picture in script.anchors_in(job.chunks).items()}
-
-    def plan(chunk: int) -> ChunkPlan:
-        seed = directions.segment_at(chunk).seed
-        return ChunkPlan(
-            rows=script.rows_for(chunk),
-            settings=script.settings_for(chunk, settings),
-            noise=job.other_noise.get(chunk, None if seed is None else SeededNoise(seed)),
-            anchor=anchors.get(chunk),
-        )
-
+    pictures = script.anchors_in(job.chunks)
+    plans = ScriptedPlans(
+        script,
+        settings,
+        noise,
+        negative_rows=rows[job.negative_prompt] if script.is_guided(job.chunks, settings) else None,
+        anchors={chunk: encode(picture[None], ("anchor", chunk)) for chunk, picture in pictures.items()},
+        rerolls=job.rerolls,
+    )
     video = LongVideo(
         memory=first_memory(job, encode, noise),
         num_chunks=job.num_chunks,
-        plan=plan,
+        plan=plans,
         noise=noise,
         model=ModelIdentity(source.name, source.fingerprint),
         codec=decoding.name,
-        negative=rows[job.negative_prompt] if script.most_guided(job.chunks, settings).guided else None,
         anti_drift=job.anti_drift,
         encoding=job.encoding,
         notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
@@ -192,7 +194,7 @@ def generate(
 
     overlapped = overlap_vae and codec.device.type == "cuda"
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    hooks = hooks or Hooks()
+    hooks = with_approximations(hooks or Hooks(), settings)
     with graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
         return make_video(
             video,

@@ -47,9 +47,9 @@ from server import PromptServer
 
 from ..helios_core.geometry import FRAMES_PER_CHUNK
 from ..helios_core.media.reader import stream_video
-from ..helios_core.run.long_video import ChunkDone, LongVideo
+from ..helios_core.run.job import ChunkDone, LongVideo
 from ..helios_core.run.run_folder import RunFolder
-from ..helios_core.sampling.loop import Hooks, StepDone
+from ..helios_core.sampling.hooks import Hooks, StepDone
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.audio import Sound
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.writer import VideoWriter
-from .host.folders import next_path
+from .host.folders import check_prefix, next_path
 from .host.graph_metadata import graph_metadata
 from .host.vae import check_vae, decode_chunks
 from .host.video_wire import sound_of_audio, sound_of_video
@@ -110,13 +110,17 @@ class HeliosVideoCombine(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, crf: int = 0, format: str = MP4_H264.name, pix_fmt: str = "auto") -> bool | str:
+    def validate_inputs(
+        cls, crf: int = 0, format: str = MP4_H264.name, pix_fmt: str = "auto", filename_prefix: str | None = None
+    ) -> bool | str:
         """Refuse before the sampling what the encoder would refuse after it. The size is looked at when it is known."""
         try:
             chosen = find_format(format or MP4_H264.name)
             chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
             chosen.check_crf(crf or 0)
-        except (ValueError, RuntimeError) as error:
+            if filename_prefix is not None:  # None: comes from another node
+                check_prefix(filename_prefix)
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 
@@ -152,7 +156,7 @@ class HeliosVideoCombine(io.ComfyNode):
         sound = choose_sound(audio, source_video, audio_start)
         kept = allocate_images(num_frames, height, width) if return_images and images is None else None
 
-        path, subfolder = next_path(filename_prefix, chosen.suffix, width, height)
+        path, subfolder = next_path(filename_prefix, chosen.suffix, width, height, cls.hidden)
         with ExitStack() as stack:
             writer = stack.enter_context(
                 VideoWriter(

@@ -30,7 +30,7 @@ class HeliosContext(io.ComfyNode):
                     default=640,
                     min=64,
                     max=4096,
-                    step=64,
+                    step=16,  # Base's; the sampler checks the size against its own variant
                     tooltip="Width in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
                 ),
                 io.Int.Input(
@@ -38,7 +38,7 @@ class HeliosContext(io.ComfyNode):
                     default=384,
                     min=64,
                     max=4096,
-                    step=64,
+                    step=16,  # Base's; the sampler checks the size against its own variant
                     tooltip="Height in pixels, a multiple of 64 (of 16 for Base). Helios was trained at 640x384 only.",
                 ),
                 io.Combo.Input(
@@ -129,7 +129,7 @@ class HeliosContext(io.ComfyNode):
             return io.NodeOutput(text_memory(width=width, height=height, config=config))
         if image is not None and video is not None:
             raise ValueError("image and video are both connected; a video starts from one of them. Disconnect one")
-        check_vae(vae)
+        check_vae(vae, "to encode the image or video")
         if image is not None and len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)} pictures; image-to-video starts from one. Pick one with "

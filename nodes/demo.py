@@ -14,6 +14,7 @@ from ..helios_core.checkpoint.checkpoint import open_checkpoint
 from ..helios_core.demo import DEMO_CONFIG, DEMO_SETTINGS
 from ..helios_core.demo.model import NUM_WORDS, TRANSFORMER_FILE, VAE_FILE
 from ..helios_core.demo.words import split_words, word_vector
+from .host.file_content import files_content
 from .host.loading import make_patcher
 from .wires import CATEGORY
 
@@ -107,6 +108,11 @@ class HeliosDemoModels(io.ComfyNode):
                 io.Vae.Output(tooltip="The demo's VAE: the Wan architecture, very small."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Changes with the demo's weights, which a newer version of the pack may bring."""
+        return files_content([TRANSFORMER_FILE, VAE_FILE])
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, WanVAE
+from .host.identity import vae_file
 from .host.vae import check_vae
 from .wires import CATEGORY
 
@@ -82,6 +83,7 @@ def fast_vae(vae: comfy.sd.VAE, decoding: Decoding) -> comfy.sd.VAE:
             "(wan_2.1_vae.safetensors). Connect it to the decoding node directly"
         ) from fault
     model.eval().requires_grad_(False).set_decoding(decoding)
+    model.made_from = vae_file(vae)
     fast = copy(vae)
     fast.first_stage_model, fast.vae_dtype = model, dtype
     fast.patcher = comfy.model_patcher.ModelPatcher(model, load_device=vae.device, offload_device=place)

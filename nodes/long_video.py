@@ -3,19 +3,19 @@
 import math
 from functools import partial
 
-import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.segments import Encoding
-from ..helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from ..helios_core.run.job import LongVideo
+from ..helios_core.run.long_video import make_video
 from ..helios_core.run.run_folder import RunFolder
 from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
-from ..helios_core.sampling.settings import SamplingSettings
-from ..helios_core.script.blending import EncodedSchedule
+from ..helios_core.script.plans import ScriptedPlans
+from ..helios_core.typed import plain
 from .chunk_strip import ChunkStrip
-from .host.folders import next_path, run_path
+from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
 from .host.model import helios_model, model_settings
@@ -147,8 +147,12 @@ class HeliosLongVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str | None = None, reroll: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, run_name: str | None = None, reroll: str | None = None, filename_prefix: str | None = None
+    ) -> bool | str:
         try:
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
             if run_name is not None:  # None: comes from another node; checked in execute
                 run_path(run_name)
             if reroll is not None:
@@ -186,26 +190,29 @@ class HeliosLongVideo(io.ComfyNode):
         if seconds:
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
-        script = prompt_schedule(positive)
-        guided = script.most_guided(span, settings).guided
-        device = model.load_device
+        script, device, noise = prompt_schedule(positive), model.load_device, SeededNoise(seed)
+        plans = ScriptedPlans(
+            script.to(device),
+            settings,
+            noise,
+            negative_rows=None if negative is None else prompt_embeds(negative, "negative").to(device),
+            anchors=encode_anchors(script, span, vae, memory),
+            rerolls=parse_rerolls(reroll, span),
+        )
         video = LongVideo(
             memory=memory,
             num_chunks=chunks,
-            plan=Plan(
-                script.to(device), settings, parse_rerolls(reroll, span), encode_anchors(script, span, vae, memory)
-            ),
-            noise=SeededNoise(seed),
+            plan=plans,
+            noise=noise,
             model=model_identity(model),
             codec=vae_identity(vae),
-            negative=prompt_embeds(negative, "negative").to(device) if guided and negative is not None else None,
             anti_drift=AntiDrift() if anti_drift else None,
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
         )
         video.check()
-        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height)
+        path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
-        folder, node_id = RunFolder(run_path(run_name)), cls.hidden.unique_id
+        folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
         with (
             sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
@@ -232,32 +239,10 @@ class HeliosLongVideo(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last.memory(), last_frame, ui=shown)
 
 
-class Plan:
-    """What each chunk is made from, by the schedule and the re-rolled seeds."""
-
-    def __init__(
-        self,
-        script: EncodedSchedule,
-        settings: SamplingSettings,
-        rerolls: dict[int, int],
-        anchors: dict[int, torch.Tensor],
-    ) -> None:
-        self.script, self.settings, self.rerolls, self.anchors = script, settings, rerolls, anchors
-
-    def __call__(self, chunk: int) -> ChunkPlan:
-        seed = self.rerolls.get(chunk, self.script.schedule.segment_at(chunk).seed)
-        return ChunkPlan(
-            rows=self.script.rows_for(chunk),
-            settings=self.script.settings_for(chunk, self.settings),
-            noise=None if seed is None else SeededNoise(seed),
-            anchor=self.anchors.get(chunk),
-        )
-
-
 def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
     """ "3:77, 5:12" -> {3: 77, 5: 12}: chunk -> seed. Raises ValueError, also for a chunk that is not in `chunks`."""
     rerolls = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in plain(text).split(","))):
         chunk, _, seed = (piece.strip() for piece in part.partition(":"))
         if not (chunk.isdecimal() and seed.isdecimal()):
             raise ValueError(f"reroll {part!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")

@@ -6,10 +6,12 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.sampling.loop import check_job
+from ..helios_core.sampling.loop import make_chunks
 from ..helios_core.sampling.noise import NOISE_SOURCES, noise_source
+from ..helios_core.sampling.plan import Past
 from ..helios_core.sampling.settings import parse_steps
-from ..helios_core.script.blending import sample_schedule
+from ..helios_core.script.plans import ScriptedPlans
+from .host.identity import model_identity
 from .host.model import helios_model, model_settings
 from .host.sampling_run import sampling_run, unfinished_run
 from .host.vae import encode_anchors
@@ -122,39 +124,34 @@ class HeliosChunkSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         helios = helios_model(model)
         settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
-        script = prompt_schedule(positive)
+        script, device = prompt_schedule(positive), model.load_device
         span = range(memory.chunk_index, memory.chunk_index + chunks)
-        guided = script.most_guided(span, settings)
-        check_job(helios.diffusion_model, memory, guided, chunks, has_negative=negative is not None)
-        anchors = encode_anchors(script, span, vae, memory)
+        plans = ScriptedPlans(
+            script.to(device),
+            settings,
+            noise_source(noise, seed, device),
+            negative_rows=None if negative is None else prompt_embeds(negative, "negative").to(device),
+            anchors=encode_anchors(script, span, vae, memory),
+            noise_of=lambda own: noise_source(noise, own, device),
+        )
+        planned = [plans(chunk) for chunk in span]
+        for plan in planned:
+            plan.check(memory, helios.diffusion_model.config)
 
         wires = (positive, negative, memory)
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
-
-        device = model.load_device
-        with sampling_run(
-            model, memory, [script.settings_for(chunk, settings) for chunk in span], cls.hidden.unique_id
-        ) as sampling:
-            latents = [chunk for chunk, _ in run.chunks]
-            if run.chunks:
-                _, memory = run.chunks[-1]
-            for chunk, next_memory in sample_schedule(
-                helios.diffusion_model,
-                script.to(device),
-                memory,
-                chunks - len(latents),
-                lambda own: noise_source(noise, seed if own is None else own, device),
-                settings,
-                negative_prompt_embeds=prompt_embeds(negative, "negative").to(device) if guided.guided else None,
-                anchors=anchors,
+        past = Past(run.chunks[-1][1] if run.chunks else memory)
+        with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id) as sampling:
+            for chunk in make_chunks(
+                sampling.load,
+                past,
+                planned[len(run.chunks) :],
                 hooks=sampling.hooks,
-                model_name=helios.name,
+                identity=model_identity(model),
             ):
-                latents.append(chunk.to(comfy.model_management.intermediate_device()))
-                memory = next_memory
-                run.chunks.append((latents[-1], memory))
+                run.chunks.append((chunk.latents.to(comfy.model_management.intermediate_device()), chunk.past.memory))
         helios.unfinished_run = None
-        samples = helios.process_latent_out(torch.cat(latents))
-        return io.NodeOutput({"samples": samples}, memory)
+        latents = torch.cat([latents for latents, _ in run.chunks])
+        return io.NodeOutput({"samples": helios.process_latent_out(latents)}, run.chunks[-1][1])

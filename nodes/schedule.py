@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -22,6 +20,7 @@ from ..helios_core.script.schedule import (
     Segment,
 )
 from ..helios_core.script.schedule_text import parse_schedule
+from .host.folders import input_file
 from .wires import CATEGORY, HeliosScheduleType, prompt_embeds
 
 logger = logging.getLogger(__name__)
@@ -227,17 +226,6 @@ def read_schedule(text: str, frame_rate: float, blend: int, shape: str, file: st
         except UnicodeDecodeError as fault:
             raise ValueError(f"the schedule {file!r} is not UTF-8 text ({fault}); save it as UTF-8") from fault
     return parse_schedule(text, frame_rate=frame_rate, blend=blend, shape=shape)
-
-
-def input_file(name: str, what: str) -> Path:
-    """A file in ComfyUI's input folder. Raises ValueError when it is not there, or lies outside."""
-    folder = Path(folder_paths.get_input_directory()).resolve()
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
-        raise ValueError(f"{what} {name!r} lies outside ComfyUI's input folder; put the file there and give its name")
-    if not path.is_file():
-        raise ValueError(f"{what} {name!r} is not in ComfyUI's input folder ({folder})")
-    return path
 
 
 def anchor_names(schedule: PromptSchedule) -> list[str]:

@@ -8,7 +8,7 @@ before, so loading takes the model's own size and one tensor more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *_FP8_DTYPES)
+# read(entry) -> the tensor as stored, on the CPU: what `entry.read()` gives.
+ReadTensor = Callable[[TensorEntry], torch.Tensor]
 _MAX_LAYERS = 1000  # a damaged file must not make us build blocks for hours
 
 
@@ -64,16 +66,17 @@ class Checkpoint:
         """Whether weights are scaled fp8, or the blocks of a GGUF file."""
         return any(entry.scale is not None or entry.block_format is not None for entry in self.tensors.values())
 
-    def read_stored(self, name: str) -> torch.Tensor | QuantisedWeight:
-        """One tensor by its canonical name, on the CPU, as stored.
+    def read_stored(self, name: str, read: ReadTensor | None = None) -> torch.Tensor | QuantisedWeight:
+        """One tensor by its canonical name, on the CPU, as stored; `read` takes it from its file, if it is given.
 
         Raises KeyError for a name that is not in `tensors`, and CheckpointError when the file has changed since it was
         opened or a number in it is not finite.
         """
         entry = self.tensors[name]
-        weight = entry.read()
+        read = read or (lambda entry: entry.read())
+        weight = read(entry)
         if entry.scale is not None or entry.block_format is not None:
-            scale = None if entry.scale is None else entry.scale.read().float()
+            scale = None if entry.scale is None else read(entry.scale).float()
             weight = QuantisedWeight(weight, entry.shape, scale, entry.block_format)
         if not (weight.is_finite() if isinstance(weight, QuantisedWeight) else is_finite(weight)):
             raise CheckpointError(

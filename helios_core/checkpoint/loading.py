@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from ..model.transformer import HeliosTransformer
-from .checkpoint import WEIGHT_DTYPES, Checkpoint, cast_weight
+from .checkpoint import WEIGHT_DTYPES, Checkpoint, ReadTensor, cast_weight
 from .quantised import QuantisedWeight
 
 # A host's own layer for a weight that stays quantised: (the Linear it takes the place of, weight) -> layer with that
 # weight and no bias yet, or None to have the weight's numbers read into the Linear.
 KeepQuantised = Callable[[nn.Linear, QuantisedWeight], nn.Module | None]
 MakeLinear = Callable[[nn.Linear, torch.Tensor], nn.Module]
+# store(layer, parameter name, weight as read, dtype to keep it in) -> what the parameter is to be: for a host that
+# casts by itself when a weight is used.
+StoreWeight = Callable[[nn.Module, str, torch.Tensor, torch.dtype], torch.Tensor]
 
 
 def load_transformer(
@@ -26,6 +29,8 @@ def load_transformer(
     weight_dtype: torch.dtype | None = None,
     keep_quantised: KeepQuantised | None = None,
     make_linear: MakeLinear | None = None,
+    read: ReadTensor | None = None,
+    store: StoreWeight | None = None,
 ) -> HeliosTransformer:
     """Build the transformer on `device` and read its weights, one tensor at a time.
 
@@ -34,7 +39,9 @@ def load_transformer(
     are stored in, for `operations` that cast weights when they use them (torch.nn does not). In fp8, values beyond
     the range are clamped to it. `keep_quantised` may give a layer of its own for each Linear of the blocks whose weight
     is quantised (scaled fp8, GGUF); without, those weights are dequantised. `make_linear` gives a layer of its own for
-    every other Linear of the blocks, from its numbers on `device`.
+    every other Linear of the blocks, from its numbers on `device`. `read` takes a tensor from its file in the place
+    of `TensorEntry.read`; `store` decides what becomes of one that stays a parameter (without: it is cast and put on
+    `device`).
 
     Parameters need no gradient. Raises CheckpointError when a file has changed since it was opened or holds a number
     that is not finite, ValueError for other dtypes.
@@ -51,7 +58,7 @@ def load_transformer(
     for name in checkpoint.tensors:
         layer_name, _, parameter_name = name.rpartition(".")
         layer = model.get_submodule(layer_name)
-        weight = checkpoint.read_stored(name)
+        weight = checkpoint.read_stored(name, read)
         if isinstance(weight, QuantisedWeight):
             if keep_quantised is not None and is_block_linear(name, weight.shape):
                 own_layer = keep_quantised(layer, weight)
@@ -65,7 +72,10 @@ def load_transformer(
             own_layer.bias = layer.bias
             _replace_layer(model, layer_name, own_layer)
             continue
-        tensor = cast_weight(weight, dtypes[name]).to(device)
+        if store is None:
+            tensor = cast_weight(weight, dtypes[name]).to(device)
+        else:
+            tensor = store(layer, parameter_name, weight, dtypes[name])
         setattr(layer, parameter_name, nn.Parameter(tensor, requires_grad=False))
     return model.eval()
 

@@ -82,7 +82,7 @@ def open_media(file: MediaFile) -> av.container.InputContainer:
         return av.open(file)
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    return av.open(os.fspath(file))
+    return av.open(os.path.abspath(file))  # or FFmpeg takes what stands before a colon for a protocol
 
 
 def file_name(file: MediaFile) -> str:

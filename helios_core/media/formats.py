@@ -21,6 +21,10 @@ LIMITED_RANGE = 1
 FULL_RANGE = 2
 
 
+class MissingEncoderError(RuntimeError):
+    """FFmpeg was built without an encoder, or without a pixel format in it. The message says what to do."""
+
+
 @dataclass(frozen=True)
 class VideoFormat:
     """How a video is stored.
@@ -47,18 +51,18 @@ class VideoFormat:
         """`name`, or for "auto" the format's own, once it is known that this size can be written in it.
 
         Raises ValueError for a pixel format that the format does not have or whose colour samples do not divide the
-        size, and RuntimeError when FFmpeg was built without the encoder or without this pixel format in it.
+        size, and MissingEncoderError when FFmpeg was built without the encoder or without this pixel format in it.
         """
         name = self.pixel_formats[0] if name == "auto" else name
         if name not in self.pixel_formats:
             raise ValueError(f"{self.name} has no pix_fmt {name!r}; allowed: auto, {', '.join(self.pixel_formats)}")
         _check_size(name, width, height)
         if self.encoder not in av.codecs_available:
-            raise RuntimeError(f"PyAV has no {self.encoder} encoder; install the official wheel: pip install av")
+            raise MissingEncoderError(f"PyAV has no {self.encoder} encoder; install the official wheel: pip install av")
         built_in = [known.name for known in av.Codec(self.encoder, "w").video_formats or ()]
         if name not in built_in:
             possible = ", ".join(known for known in self.pixel_formats if known in built_in)
-            raise RuntimeError(
+            raise MissingEncoderError(
                 f"the {self.encoder} encoder of this PyAV was built without {name}; it has {possible}. For 10 bits "
                 f"in a webm take the format {WEBM_AV1.name}"
             )

@@ -8,10 +8,12 @@ is computed in fp32 and rounded to the model's dtype at the end.
 from __future__ import annotations
 
 import math
+from enum import Enum, auto
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 
 def sinusoid(timestep: torch.Tensor, num_channels: int) -> torch.Tensor:
@@ -69,13 +71,38 @@ class ConditionEmbedder(nn.Module):
         return embedding[1:], rows
 
 
-def norm_with_rows(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+class Work(Enum):
+    """How a forward computes: decided once and handed down. FRESH and IN_PLACE give the same bits."""
+
+    PLAIN = auto()  # the formulas as they are, which autograd needs and a compiler fuses by itself
+    FRESH = auto()  # in as few passes as torch has for it, into tensors of its own
+    IN_PLACE = auto()  # likewise, and a result takes the place of what nobody needs any more
+
+
+def decide_work(model: nn.Module, allow_in_place: bool = True) -> Work:
+    """IN_PLACE only where nobody else can hold a tensor that is written over: no hook on any layer of `model`, and no
+    layer's forward replaced by another (bypassed LoRAs do so)."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return Work.PLAIN
+    hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    if not allow_in_place or hooked or any(map(_is_watched, model.modules())):
+        return Work.FRESH
+    return Work.IN_PLACE
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+def norm_with_rows(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float, work: Work = Work.PLAIN
+) -> torch.Tensor:
     """LayerNorm(x) * (1 + scale) + shift for x (B, N, D); `shift` and `scale` are rows (B, D).
 
     That is a layer norm with a weight and a bias for each sample, which torch does in one pass. A compiler fuses the
     formula by itself, and for training's batches it is the shorter way.
     """
-    if not may_overwrite():
+    if work is Work.PLAIN:
         normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
         return (normed * (1 + scale[:, None]) + shift[:, None]).to(x.dtype)
     samples = [
@@ -86,38 +113,34 @@ def norm_with_rows(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, ep
 
 
 def modulated_norm(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, num_history: int, eps: float
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, num_history: int, eps: float, work: Work = Work.PLAIN
 ) -> torch.Tensor:
     """As above with rows (1 + B, D): row 0 for the history of every sample, row 1 + b for the noisy tokens of b."""
-    noisy = norm_with_rows(x[:, num_history:], shift[1:], scale[1:], eps)
+    noisy = norm_with_rows(x[:, num_history:], shift[1:], scale[1:], eps, work)
     if num_history == 0:
         return noisy
     past_shift, past_scale = (rows[:1].expand(x.shape[0], -1) for rows in (shift, scale))
-    return torch.cat((norm_with_rows(x[:, :num_history], past_shift, past_scale, eps), noisy), dim=1)
+    return torch.cat((norm_with_rows(x[:, :num_history], past_shift, past_scale, eps, work), noisy), dim=1)
 
 
-def may_overwrite() -> bool:
-    """Whether a sum may take the place of a term that nobody needs any more, which saves a pass and a tensor.
-
-    Autograd needs the terms for its way back, and a compiler fuses the plain formula by itself.
-    """
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-
-
-def add_gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, num_history: int) -> torch.Tensor:
-    """x + gate * update for x and update (B, N, D); `gate` are rows (1 + B, D). Takes x's place where it may."""
+def add_gated(
+    x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, num_history: int, work: Work = Work.PLAIN
+) -> torch.Tensor:
+    """x + gate * update for x and update (B, N, D); `gate` are rows (1 + B, D)."""
     past, now = gate[:1, None], gate[1:, None]
-    if may_overwrite():
-        x[:, :num_history].addcmul_(update[:, :num_history], past)
-        x[:, num_history:].addcmul_(update[:, num_history:], now)
-        return x
-    gated = torch.cat((update[:, :num_history] * past, update[:, num_history:] * now), dim=1)
-    return (x.float() + gated).to(x.dtype)
+    if work is Work.PLAIN:
+        gated = torch.cat((update[:, :num_history] * past, update[:, num_history:] * now), dim=1)
+        return (x.float() + gated).to(x.dtype)
+    if work is Work.FRESH:
+        x = x.clone()
+    x[:, :num_history].addcmul_(update[:, :num_history], past)
+    x[:, num_history:].addcmul_(update[:, num_history:], now)
+    return x
 
 
-def add_to_noisy(x: torch.Tensor, update: torch.Tensor, num_history: int) -> torch.Tensor:
-    """x (B, N, D) with `update` (B, N - num_history, D) added to its noisy rows. Takes x's place where it may."""
-    if may_overwrite():
-        x[:, num_history:].add_(update)
-        return x
-    return torch.cat((x[:, :num_history], x[:, num_history:] + update), dim=1)
+def add_to_noisy(x: torch.Tensor, update: torch.Tensor, num_history: int, work: Work = Work.PLAIN) -> torch.Tensor:
+    """x (B, N, D) with `update` (B, N - num_history, D) added to its noisy rows."""
+    if work is not Work.IN_PLACE:
+        return torch.cat((x[:, :num_history], x[:, num_history:] + update), dim=1)
+    x[:, num_history:].add_(update)
+    return x

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .modulation import may_overwrite
 from .patchify import pad_to_multiple
 
 
@@ -59,8 +58,10 @@ def rotary_table(
 
 
 def _pool(table: torch.Tensor, size: int) -> torch.Tensor:
-    channels_first = pad_to_multiple(table.movedim(-1, 0)[None], (size, size, size))
-    return F.avg_pool3d(channels_first, size)[0].movedim(0, -1)
+    # Other devices may lack this pooling (older MPS), and the table is small and made once.
+    device = table.device if table.device.type in ("cpu", "cuda") else "cpu"
+    channels_first = pad_to_multiple(table.to(device).movedim(-1, 0)[None], (size, size, size))
+    return F.avg_pool3d(channels_first, size)[0].movedim(0, -1).to(table.device)
 
 
 def join(first: Rotary, second: Rotary) -> Rotary:
@@ -74,15 +75,13 @@ def rows_of(rotary: Rotary, first: int, last: int | None = None) -> Rotary:
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end.
-
-    The result takes x's place where it may.
-    """
+    """Turn the channel pairs (2j, 2j+1) of x (B, N, heads, head_dim) by the table; in fp32, rounded once at the end."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
         # One pass. Other devices may lack complex numbers, and the compiler cannot fuse them.
         numbers, turns = torch.view_as_complex(pairs), torch.complex(*rotary)[:, None]
-        turned = torch.view_as_real(numbers.mul_(turns) if may_overwrite() else numbers * turns)
+        own = x.dtype != torch.float32 and not torch.is_grad_enabled()  # else `pairs` are x itself
+        turned = torch.view_as_real(numbers.mul_(turns) if own else numbers * turns)
     else:
         cos, sin = rotary.cos[:, None], rotary.sin[:, None]
         real, imaginary = pairs.unbind(-1)

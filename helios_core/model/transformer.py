@@ -9,6 +9,7 @@ Work is done at the level where it changes: `encode_prompt` once per prompt, `en
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,12 +20,14 @@ from ..memory.memory import MemoryWindow
 from ..transfer import to_device
 from .attention import AttentionFunction, GuidanceAttention, SelfAttention, mix
 from .config import TransformerConfig
-from .modulation import ConditionEmbedder, add_gated, add_to_noisy, may_overwrite, modulated_norm, norm_with_rows
+from .modulation import ConditionEmbedder, Work, add_gated, add_to_noisy, decide_work, modulated_norm, norm_with_rows
 from .patchify import pad_to_multiple, to_tokens, unpatchify
 from .rope import Rotary, join, rotary_table, rows_of
 
 # Key and value, each (B, N, heads, head_dim).
 KeyValue = tuple[torch.Tensor, torch.Tensor]
+# each_block(blocks, device) -> the blocks one after the other, each asked for when the one before has run.
+EachBlock = Callable[[Sequence[nn.Module], torch.device], Iterable[nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class FeedForward(nn.Module):
         down = operations.Linear(config.ffn_dim, config.inner_dim, dtype=dtype, device=device)
         self.net = nn.ModuleList([up, nn.Identity(), down])
 
-    def widen(self, x: torch.Tensor) -> torch.Tensor:
+    def widen(self, x: torch.Tensor, work: Work = Work.PLAIN) -> torch.Tensor:
         """x (B, N, D) -> hidden (B, N, ffn_dim)."""
-        gelu = torch.ops.aten.gelu_ if may_overwrite() else F.gelu
+        gelu = torch.ops.aten.gelu_ if work is Work.IN_PLACE else F.gelu
         return gelu(self.net[0].proj(x), approximate="tanh")
 
     def narrow(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -100,19 +103,22 @@ class HeliosBlock(nn.Module):
         *,
         is_last: bool = False,
         history: list[KeyValue] | None = None,
+        work: Work = Work.PLAIN,
     ) -> torch.Tensor:
         """x (B, N, D) -> (B, N, D); `modulation` is (1 + B, 6, D) with row 0 for the history.
 
         The last block gives the noisy rows only: nothing looks at the history's after it. An empty list `history`
         is given key and value of the history rows; a filled one takes the place of such rows, which x then lacks.
-        Without autograd x is overwritten.
+        With `work` IN_PLACE x is overwritten.
         """
+        if torch.compiler.is_compiling():  # this block alone is compiled
+            work = Work.PLAIN
         table = self.scale_shift_table.to(x.device, torch.float32) + modulation.float()
         shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = table.unbind(1)
 
         first_query = num_history if is_last else 0
-        normed = modulated_norm(x, shift_msa, scale_msa, num_history, self.eps)
-        query, key, value = self.attn1.query_key_value(normed, rotary, num_history, first_query=first_query)
+        normed = modulated_norm(x, shift_msa, scale_msa, num_history, self.eps, work)
+        query, key, value = self.attn1.query_key_value(normed, rotary, num_history, first_query=first_query, work=work)
         del normed
         if history:
             key, value = (torch.cat(pair, dim=1) for pair in zip(history[0], (key, value), strict=True))
@@ -121,16 +127,16 @@ class HeliosBlock(nn.Module):
         mixed = mix(query, key, value, attention)
         del query, key, value
         x, num_history = x[:, first_query:], num_history - first_query
-        x = add_gated(x, self.attn1.project(mixed), gate_msa, num_history)
+        x = add_gated(x, self.attn1.project(mixed), gate_msa, num_history, work)
         del mixed
 
         normed = self.norm2(x[:, num_history:].float()).to(x.dtype)
-        x = add_to_noisy(x, self.attn2(normed, text_key_value, attention), num_history)
+        x = add_to_noisy(x, self.attn2(normed, text_key_value, attention, work), num_history, work)
 
-        normed = modulated_norm(x, shift_ffn, scale_ffn, num_history, self.eps)
-        hidden = self.ffn.widen(normed)
+        normed = modulated_norm(x, shift_ffn, scale_ffn, num_history, self.eps, work)
+        hidden = self.ffn.widen(normed, work)
         del normed
-        return add_gated(x, self.ffn.narrow(hidden), gate_ffn, num_history)
+        return add_gated(x, self.ffn.narrow(hidden), gate_ffn, num_history, work)
 
 
 class OutputNorm(nn.Module):
@@ -143,11 +149,11 @@ class OutputNorm(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim, dtype=torch.float32, device=device))
         nn.init.normal_(self.scale_shift_table, std=dim**-0.5)
 
-    def forward(self, noisy: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
+    def forward(self, noisy: torch.Tensor, time_embedding: torch.Tensor, work: Work = Work.PLAIN) -> torch.Tensor:
         """noisy (B, N, D), time_embedding (B, D) -> (B, N, D)."""
         table = self.scale_shift_table.to(noisy.device, torch.float32) + time_embedding.float()[:, None]
         shift, scale = table.unbind(1)
-        return norm_with_rows(noisy, shift, scale, self.eps)
+        return norm_with_rows(noisy, shift, scale, self.eps, work)
 
 
 class HeliosTransformer(nn.Module):
@@ -203,11 +209,8 @@ class HeliosTransformer(nn.Module):
             )
         return PromptContext(self.condition_embedder.text_embedder(prompt_embeds.to(self.dtype)))
 
-    def encode_memory(self, window: MemoryWindow, *, reuse_history: bool = False) -> MemoryTokens:
-        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times).
-
-        With `reuse_history` forwards share what they can of the history rows (see `MemoryTokens.history`).
-        """
+    def encode_memory(self, window: MemoryWindow) -> MemoryTokens:
+        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times)."""
         indices = window.frame_indices
         height, width = (
             size // patch for size, patch in zip(window.short.shape[-2:], self.config.patch_size[1:], strict=True)
@@ -224,9 +227,8 @@ class HeliosTransformer(nn.Module):
             tables.append(self._rotary(to_device(frame_indices, latents.device), height, width, pool))
         rotary = join(join(tables[0], tables[1]), tables[2])
         layout = (height, width, *(tuple(frames.tolist()) for frames in indices))
-        history = {} if reuse_history else None
         noisy = to_device(indices.noisy, latents.device)
-        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout, history=history)
+        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout)
 
     def forward(
         self,
@@ -236,16 +238,22 @@ class HeliosTransformer(nn.Module):
         memory: MemoryTokens | None = None,
         *,
         attention: AttentionFunction = F.scaled_dot_product_attention,
+        each_block: EachBlock | None = None,
+        allow_in_place: bool = True,
     ) -> torch.Tensor:
         """Velocity at noise level `timestep`.
 
         `latents` (B, C, T, h, w) in model space, of the current pyramid stage; `timestep` (B,) on the scale
         0..1000. Without `memory` the latents are seen alone, as frames 0..T-1. Returns (B, C, T, h, w).
+
+        A host may hand in `each_block`, to bring a block's weights while the one before computes, and forbid to write
+        over tensors of the forward (`allow_in_place`); none of the arguments is written over in any case.
         """
+        work = decide_work(self, allow_in_place)
         x = self.patch_embedding(latents.to(self.dtype))
         grid = x.shape[2:]
         x = to_tokens(x)
-        rotary, key_values = self._made_once(grid, prompt, memory, x.device)
+        rotary, key_values = self._made_once(grid, prompt, memory, x.device, work)
         num_history = 0
         history = self._shared_history(prompt, memory)
         if history[0]:
@@ -255,7 +263,8 @@ class HeliosTransformer(nn.Module):
             x = torch.cat((memory.tokens, x), dim=1)
 
         time_embedding, modulation = self.condition_embedder.embed_timestep(timestep)
-        for index, (block, key_value) in enumerate(zip(self.blocks, key_values, strict=True)):
+        blocks = self.blocks if each_block is None else each_block(self.blocks, x.device)
+        for index, (block, key_value) in enumerate(zip(blocks, key_values, strict=True)):
             x = block(
                 x,
                 key_value,
@@ -265,17 +274,20 @@ class HeliosTransformer(nn.Module):
                 attention,
                 is_last=index == len(self.blocks) - 1,
                 history=history[index],
+                work=work,
             )
 
-        x = self.proj_out(self.norm_out(x, time_embedding))
+        x = self.proj_out(self.norm_out(x, time_embedding, work))
         return unpatchify(x, grid, self.config.patch_size)
 
     @torch.compiler.disable  # A compiled forward would be compiled again for each thing that is not there yet.
-    def _made_once(self, grid: torch.Size, prompt: PromptContext, memory: MemoryTokens | None, device: torch.device):
+    def _made_once(
+        self, grid: torch.Size, prompt: PromptContext, memory: MemoryTokens | None, device: torch.device, work: Work
+    ):
         """The rotary table of all tokens, and each block's keys and values of the prompt."""
         for index, block in enumerate(self.blocks):
             if index not in prompt.key_values:
-                prompt.key_values[index] = block.attn2.key_value(prompt.tokens)
+                prompt.key_values[index] = block.attn2.key_value(prompt.tokens, work)
         return self._rotary_for(grid, memory, device), [prompt.key_values[index] for index in range(len(self.blocks))]
 
     def _shared_history(self, prompt: PromptContext, memory: MemoryTokens | None) -> list[list[KeyValue] | None]:

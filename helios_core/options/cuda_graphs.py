@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..model.attention import AttentionFunction
 from ..model.transformer import HeliosTransformer, MemoryTokens, PromptContext
-from ..sampling.loop import Hooks
+from ..sampling.hooks import Hooks
 from ..sampling.settings import SamplingSettings
 
 Run = Callable[[], torch.Tensor]

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..model.transformer import MemoryTokens
+from ..sampling.hooks import Predict
+
 
 @dataclass(frozen=True)
 class _Forward:
@@ -64,6 +67,18 @@ class StepCache:
         moved = _size(x - self._latest.sample)
         pairs = zip(velocities, self._latest.velocities, strict=True)
         return torch.stack([_size(new - old) / (moved * _size(new)) for new, old in pairs])
+
+
+def caching_steps(predict: Predict, threshold: float) -> Predict:
+    """`predict` behind a cache of its own for each stage of each chunk."""
+    held: list[tuple[MemoryTokens, int, StepCache]] = []
+
+    def cached(latents, timesteps, prompts, memory, step):
+        if not held or held[0][0] is not memory or held[0][1] != step.stage:
+            held[:] = [(memory, step.stage, StepCache(threshold, step.num_steps))]
+        return held[0][2].velocities(step.step, latents, lambda: predict(latents, timesteps, prompts, memory, step))
+
+    return cached
 
 
 def _size(x: torch.Tensor) -> torch.Tensor:

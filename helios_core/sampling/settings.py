@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..typed import plain
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -54,6 +56,11 @@ class ScheduleConfig:
                 f"gamma {self.gamma} must lie in (0, 1/3]: more negative correlation than -1/3 cannot hold "
                 "between all four pixels of a block"
             )
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it is the schedule of a model distilled to a few steps without guidance (DMD)."""
+        return self.solver == "dmd"
 
     @classmethod
     def with_stages(cls, num_stages: int, **values: Any) -> ScheduleConfig:
@@ -162,7 +169,7 @@ class SamplingSettings:
 
     def steps_in_chunk(self, chunk_index: int) -> tuple[int, ...]:
         """Steps of each stage in that chunk."""
-        amplified = self.amplify_first_chunk and self.schedule.solver == "dmd" and chunk_index == 0
+        amplified = self.amplify_first_chunk and self.schedule.is_distilled and chunk_index == 0
         return tuple(2 * steps for steps in self.steps) if amplified else self.steps
 
 
@@ -180,9 +187,17 @@ VARIANTS: Mapping[str, SamplingSettings] = {
 
 def variant_of(settings: SamplingSettings) -> str:
     """Name of the published variant that has this kind of schedule: "base", "mid" or "distilled"."""
-    if settings.schedule.solver == "dmd":
+    if settings.schedule.is_distilled:
         return "distilled"
     return "base" if settings.schedule.num_stages == 1 else "mid"
+
+
+def model_title(settings: SamplingSettings) -> str:
+    """What a model with these settings is called in sentences: "Helios Mid", or "Helios" when its pyramid is that of no
+    published variant (the demo's)."""
+    variant = variant_of(settings)
+    is_published = settings.schedule.num_stages == VARIANTS[variant].schedule.num_stages
+    return f"Helios {variant.capitalize()}" if is_published else "Helios"
 
 
 def settings_from_folder(folder: Path) -> SamplingSettings | None:
@@ -214,7 +229,7 @@ def settings_from_folder(folder: Path) -> SamplingSettings | None:
 def parse_steps(text: str) -> tuple[int, ...]:
     """ "2,2,2" -> (2, 2, 2). Raises ValueError for anything but whole numbers from 1 to 1000."""
     try:
-        steps = tuple(int(part) for part in text.split(","))
+        steps = tuple(int(part) for part in plain(text).split(","))
     except ValueError:
         steps = ()
     if not steps or not all(1 <= number <= 1000 for number in steps):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..geometry import FRAMES_PER_CHUNK
+from ..typed import visible
 
 BLEND_SHAPES = ("linear", "spherical", "step")
 DEFAULT_BLEND = 3  # chunks, the authors' interpolation_steps
@@ -54,6 +55,7 @@ class Segment:
             object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         if self.anchor is not None:
             CHECKS["anchor"](self.anchor)
+            object.__setattr__(self, "anchor", visible(self.anchor))
         object.__setattr__(self, "prompt", clean_lines(self.prompt))
 
 
@@ -171,24 +173,20 @@ def blend_weight(position: int, blend: int) -> float:
     return 1.0 if blend <= 1 else min(1.0, position / (blend - 1))
 
 
-def chunk_seconds(chunk: int, frame_rate: float) -> float:
-    """When a chunk starts, in seconds."""
-    return chunk * FRAMES_PER_CHUNK / frame_rate
-
-
 def nearest_chunk(seconds: float, frame_rate: float) -> int:
     """The chunk whose start is nearest to a time in seconds."""
     return math.floor(seconds * frame_rate / FRAMES_PER_CHUNK + 0.5)
 
 
 def clean_lines(prompt: str) -> str:
-    """A prompt with spaces and tabs stripped from its lines, and without empty lines at its ends.
+    """A prompt with spaces and tabs stripped from its lines, without empty lines at its ends and without characters
+    that show nothing.
 
     Raises ValueError for control characters other than tab and line ends.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"prompt is {_excerpt(prompt)}; it must be text")
-    lines = prompt.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = visible(prompt).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for line in lines:
         position = find_control_character(line)
         if position is not None:

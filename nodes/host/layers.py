@@ -1,6 +1,8 @@
 """Linear layers that keep their weight quantised: ComfyUI's own for scaled fp8, one of ours for GGUF blocks."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -66,7 +68,7 @@ class BlockLinear(nn.Module, comfy.ops.CastWeightBiasOp):
     """A Linear whose weight is GGUF blocks, turned into numbers each time the layer is used.
 
     `weight` (rows, bytes per row) is moved between devices by ComfyUI like any other. Patches (LoRA) are functions of
-    the numbers, so they wait in `weight_function` (see HeliosPatcher) and nothing is ever rounded to blocks again.
+    the numbers, so they wait in `number_functions` (see HeliosPatching) and nothing is ever rounded to blocks again.
     """
 
     comfy_cast_weights = True
@@ -76,17 +78,31 @@ class BlockLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         self.in_features, self.out_features, self.block_format = in_features, out_features, weight.block_format
         self.weight = nn.Parameter(weight.data, requires_grad=False)
         self.register_parameter("bias", None)
+        # ComfyUI's own lists, of which it would apply the first to the bytes: see `number_functions`.
         self.weight_function, self.bias_function = [], []
+        self.number_functions = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        cast = comfy.model_management.cast_to_device
-        weight = dequantise_blocks(cast(self.weight, x.device, torch.uint8), self.block_format)
-        for patch in self.weight_function:
-            weight = patch(weight)
-        bias = None
-        if self.bias is not None:
-            bias = cast(self.bias, x.device, x.dtype, copy=bool(self.bias_function))
-            for patch in self.bias_function:
-                bias = patch(bias)
-        return F.linear(x, weight.to(x.dtype), bias)
+        with _brought(self, x) as (blocks, bias):
+            weight = dequantise_blocks(blocks, self.block_format)
+            for patch in self.number_functions:
+                weight = patch(weight)
+            return F.linear(x, weight.to(x.dtype), bias)
+
+
+@contextmanager
+def _brought(layer: BlockLinear, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The layer's bytes and its patched bias on x's device, the bias in x's dtype."""
+    if hasattr(comfy.ops, "CastBiasWeightContext"):  # which also knows dynamic VRAM and prefetched weights
+        own = {"dtype": torch.uint8, "device": x.device, "bias_dtype": x.dtype, "offloadable": True}
+        with comfy.ops.CastBiasWeightContext(layer, **own) as brought:
+            yield brought
+        return
+    cast = comfy.model_management.cast_to_device
+    bias = None
+    if layer.bias is not None:
+        bias = cast(layer.bias, x.device, x.dtype, copy=bool(layer.bias_function))
+        for patch in layer.bias_function:
+            bias = patch(bias)
+    yield cast(layer.weight, x.device, torch.uint8), bias

@@ -4,8 +4,9 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.model_base
@@ -17,10 +18,11 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...helios_core.fingerprint import model_fingerprint
 from ...helios_core.model.attention import AttentionFunction
-from ...helios_core.model.transformer import HeliosTransformer, MemoryTokens, PromptContext
+from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
+from .lora import with_lora_names
+from .patcher import is_dynamic
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +38,7 @@ class HeliosModelConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = (torch.bfloat16, torch.float16, torch.float32)
 
 
-# ComfyUI decides by the model's class under which names a LoRA's tensors are looked for (`model_lora_keys_unet` in
-# comfy/lora.py) and has no other place to say it. It knows "diffusion_model.<layer>" and "lora_unet_<layer>" for every
-# model; to a QwenImage it adds the names that diffusers and PEFT write, "transformer.<layer>" and the bare "<layer>".
-_NamesOfLoras = getattr(comfy.model_base, "QwenImage", comfy.model_base.BaseModel)
-
-
-class HeliosModel(_NamesOfLoras):
+class HeliosModel(comfy.model_base.BaseModel):
     """The model inside the MODEL wire: `diffusion_model` is the transformer, `settings` its variant's sampling."""
 
     def __init__(
@@ -51,6 +47,7 @@ class HeliosModel(_NamesOfLoras):
         settings: SamplingSettings,
         name: str,
         manual_cast_dtype: torch.dtype | None,
+        made_from: Mapping[str, str],
     ) -> None:
         config = HeliosModelConfig({"disable_unet_model_creation": True})
         config.manual_cast_dtype = manual_cast_dtype
@@ -58,9 +55,15 @@ class HeliosModel(_NamesOfLoras):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
-        # Taken now, before LoRAs are written into the weights.
-        self.fingerprint = model_fingerprint(transformer)
+        self.made_from = made_from  # name of a part -> what it is; see identity.py
+        self.described_adapters = WeakKeyDictionary()  # LoRAs beside the layers; see describe.py
         self.unfinished_run = None  # a stopped run's chunks; see run.py
+
+    def state_dict(self, *args, **kwargs):
+        """The weights; when asked for its names only, it also gives those that LoRAs use (see lora.py)."""
+        state = super().state_dict(*args, **kwargs)
+        # As part of another module it adds to what that module has gathered.
+        return state if args or kwargs else with_lora_names(state, len(self.diffusion_model.blocks))
 
     def apply_model(self, *args, **kwargs):
         """Called by ComfyUI's own samplers, which know neither memory nor pyramid."""
@@ -81,8 +84,19 @@ class HeliosModel(_NamesOfLoras):
         # Looked up now: a wrapper may have put another module in the transformer's place.
         transformer = self.diffusion_model
 
+        # As ComfyUI does before it calls a model of its own.
+        dynamic = self.current_patcher is not None and is_dynamic(self.current_patcher)
+        transformer_options = {**transformer_options, "prefetch_dynamic_vbars": dynamic}
+
         def forward(x, timestep, prompt, *, transformer_options, memory):
-            return transformer(x, timestep, prompt, memory, attention=comfy_attention(transformer_options))
+            return transformer(
+                x,
+                timestep,
+                prompt,
+                memory,
+                attention=comfy_attention(transformer_options),
+                each_block=prefetching(transformer_options) if dynamic else None,
+            )
 
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(forward, transformer, wrappers)
@@ -131,6 +145,21 @@ def comfy_attention(transformer_options: dict) -> AttentionFunction:
         )
 
     return attention
+
+
+def prefetching(transformer_options: dict) -> EachBlock:
+    """Brings each block's weights to the device while the block before computes, as ComfyUI's own models do."""
+    import comfy.model_prefetch  # there is none without dynamic VRAM
+
+    def each_block(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterator[torch.nn.Module]:
+        queue = comfy.model_prefetch.make_prefetch_queue(list(blocks), device, transformer_options)
+        for block in blocks:
+            comfy.model_prefetch.prefetch_queue_pop(queue, device, block)
+            yield block
+        if queue is not None:
+            comfy.model_prefetch.prefetch_queue_pop(queue, device, None)
+
+    return each_block
 
 
 CheckCancelled = Callable[[], None]

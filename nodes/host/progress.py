@@ -11,13 +11,14 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api import feature_flags
+from comfy_execution.utils import get_executing_context
 from einops import rearrange
 from PIL import Image
 from server import PromptServer
 
 from ...helios_core.report.eta import JobClock
 from ...helios_core.run.pace import in_words
-from ...helios_core.sampling.loop import StepDone
+from ...helios_core.sampling.hooks import StepDone
 
 UNITS_PER_CHUNK = 1000  # of the bar
 COLUMNS = 3  # of the picture: nine frames are 3 x 3
@@ -52,7 +53,7 @@ class Progress:
         total = self.bar.total
         self.bar.update_absolute(round(total * self.clock.fraction), total, picture)
         # ComfyUI's page takes this for markup: nothing that a user wrote may be in it.
-        self._tell("\n".join([self._words(step), *self.advice]))
+        show_on_node("\n".join([self._words(step), *self.advice]), self.node_id)
 
     def _words(self, step: StepDone) -> str:
         chunk = step.chunk_index - self.first_chunk + 1
@@ -63,15 +64,18 @@ class Progress:
         left = self.clock.seconds_left
         return words if left is None else f"{words}; about {in_words(left)} left"
 
-    def _tell(self, words: str) -> None:
-        """Show words on the node. Only ComfyUI's own frontend is sent them: it says what it can show when it connects,
-        and other clients may take any binary message for a picture."""
-        server = PromptServer.instance
-        is_frontend = feature_flags.supports_feature(
-            server.sockets_metadata, server.client_id, "supports_preview_metadata"
-        )
-        if self.node_id is not None and is_frontend:
-            server.send_progress_text(words, self.node_id, server.client_id)
+
+def show_on_node(words: str, node_id: str | None = None) -> None:
+    """Show words on a node, by default the one that is being executed. Only ComfyUI's own frontend is sent them: it
+    says what it can show when it connects, and other clients may take any binary message for a picture."""
+    server = PromptServer.instance
+    if node_id is None:
+        context = get_executing_context()
+        node_id = None if context is None else context.node_id
+    if node_id is None or server is None:
+        return
+    if feature_flags.supports_feature(server.sockets_metadata, server.client_id, "supports_preview_metadata"):
+        server.send_progress_text(words, node_id, server.client_id)
 
 
 class Preview:

@@ -15,9 +15,11 @@ from comfy.patcher_extension import WrappersMP, copy_nested_dicts, merge_nested_
 
 from ...helios_core.memory.memory import HeliosMemory
 from ...helios_core.model.transformer import HeliosTransformer
+from ...helios_core.options.approximations import with_approximations
 from ...helios_core.report.cost import estimate_memory
 from ...helios_core.report.eta import step_costs
-from ...helios_core.sampling.loop import Hooks, OutOfMemoryError
+from ...helios_core.sampling.hooks import Hooks
+from ...helios_core.sampling.loop import OutOfMemoryError
 from ...helios_core.sampling.settings import SamplingSettings, variant_of
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
@@ -109,7 +111,7 @@ def sampling_run(
             check_cancelled=check_cancelled,
             forward=partial(helios.velocity, options),
         )
-        yield SamplingRun(hooks, load, estimate.activations)
+        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "

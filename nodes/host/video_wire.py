@@ -1,13 +1,15 @@
 """What Helios takes from a VIDEO wire: its last frames and its sound, without holding all of it in memory."""
 
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 
 import torch
 from comfy_api.latest import InputImpl
 
 from ...helios_core.media.audio import MediaFile, Sound, file_sound, waveform_sound
 from ...helios_core.media.frames import resize_frames
-from ...helios_core.media.reader import exact_rate, read_video
+from ...helios_core.media.reader import exact_rate, open_video, read_video
 from ...helios_core.media.timing import at_rate
 
 
@@ -49,6 +51,20 @@ def last_frames(
         numbers = at_rate(((number / own, number) for number in range(len(frames))), exact_rate(frame_rate), end)
         frames = frames[list(numbers)]
     return tuple(fit_frames(part, width, height, resize) for part in (frames[:1], frames[-num_frames:]))
+
+
+def frames_in_parts(video, num_frames: int) -> tuple[float, Iterator[torch.Tensor]]:
+    """The frame rate of a VIDEO, per second, and its frames (T, H, W, 3) in [0, 1], `num_frames` at a time.
+
+    A file is decoded as its parts are asked for; frames that are in memory, or a part of a file, come from there.
+    """
+    file = whole_file(video)
+    if file is None:
+        components = video.get_components()
+        return float(components.frame_rate), iter(components.images.split(num_frames))
+    rate, frames = open_video(file)
+    parts = iter(lambda: list(islice(frames, num_frames)), [])
+    return float(rate), (torch.stack(part).float() / 255 for part in parts)
 
 
 def fit_frames(frames: torch.Tensor, width: int, height: int, resize: str) -> torch.Tensor:

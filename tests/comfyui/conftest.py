@@ -24,6 +24,14 @@ CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
+        "all checkouts but the newest (-m 'not newest_only')",
+    )
+
+
 def pytest_terminal_summary(terminalreporter):
     if CHECKOUT is None:
         terminalreporter.write_line(f"tests/comfyui skipped: {WHY_NOT}")
@@ -43,6 +51,33 @@ def comfyui(home):
     from harness.inprocess import ComfyUI
 
     return ComfyUI(home)
+
+
+def memory_managers() -> list[str]:
+    """ComfyUI's ways to keep weights: "static", and "dynamic" where it has dynamic VRAM (lazily built layers)."""
+    has_dynamic = CHECKOUT is not None and (CHECKOUT / "comfy" / "memory_management.py").is_file()
+    return ["static", "dynamic"] if has_dynamic else ["static"]
+
+
+@pytest.fixture(scope="module", params=memory_managers())
+def memory_manager(request, comfyui):
+    """Every test of a module with `pytestmark = pytest.mark.usefixtures("memory_manager")` runs under each.
+
+    "dynamic" is what main.py sets on a machine with a GPU. ComfyUI itself gives a CPU the static patcher all the same,
+    over layers that are built lazily.
+    """
+    if request.param == "static":
+        yield request.param
+        return
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()  # maps weight files; needs no GPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        patch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+        yield request.param
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +107,10 @@ def clip_file(home):
 
 @pytest.fixture(scope="session")
 def server(home, models):
-    """ComfyUI with the pack, in a process of its own."""
+    """ComfyUI with the pack, in a process of its own; with the frontend in $HELIOS_FRONTEND where that is set (the
+    `static` folder of an unpacked comfyui_frontend_package)."""
     from harness.server import Server
 
-    with Server(home) as server:
+    frontend = os.environ.get("HELIOS_FRONTEND")
+    with Server(home, options=("--cpu", *(["--front-end-root", frontend] if frontend else []))) as server:
         yield server

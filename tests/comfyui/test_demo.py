@@ -72,14 +72,15 @@ def test_the_graph_shows_its_prompt(run):
 
 def test_the_same_graph_without_comfyui_gives_the_same_latents(run):
     from helios_core.sampling.conditioning import text_memory
-    from helios_core.sampling.loop import sample_chunk
+    from helios_core.sampling.loop import make_chunks
     from helios_core.sampling.noise import SeededNoise
+    from helios_core.sampling.plan import ChunkPlan, Past
 
     source = DemoModel()
     model = source.load_transformer()
-    rows, negative = (model.encode_prompt(encode_prompt(text)) for text in (PROMPT, ""))
-    memory = text_memory(width=64, height=64)
-    latents, _ = sample_chunk(model, rows, memory, SeededNoise(5), source.settings, negative=negative)
+    plan = ChunkPlan(encode_prompt(PROMPT), source.settings, SeededNoise(5), negative_rows=encode_prompt(""))
+    (chunk,) = make_chunks(lambda: model, Past(text_memory(width=64, height=64)), [plan])
+    latents = chunk.latents
     from helios_core.vae.wan_vae import LATENTS_MEAN, LATENTS_STD
 
     made = torch.as_tensor(np.asarray(run.output("sampler")["samples"])).float()

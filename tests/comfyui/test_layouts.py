@@ -6,6 +6,8 @@ import torch
 from harness import helios_weights
 from harness.samples import read_clip, small_graph, the_node
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 
 @pytest.fixture(scope="module")
 def sample(comfyui, models):

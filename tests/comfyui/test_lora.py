@@ -11,6 +11,8 @@ from harness import helios_weights
 from harness.samples import small_graph, the_node
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 RANK, ALPHA = 4, 2.0
 LAYERS = ["blocks.0.attn1.to_q", "blocks.0.attn1.to_out.0", "blocks.1.attn2.to_v", "blocks.1.ffn.net.0.proj"]
 

@@ -12,6 +12,8 @@ from harness.probe import change_model
 from harness.samples import read_clip
 from harness.weights import VAE
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 
 @pytest.fixture
 def graph(comfyui, models):

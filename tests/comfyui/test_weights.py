@@ -12,6 +12,8 @@ from harness.inprocess import GraphRejected
 from harness.samples import small_graph, the_node
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 FP8 = torch.float8_e4m3fn
 QUERY = "blocks.0.attn1.to_q"
 

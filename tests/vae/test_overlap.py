@@ -10,7 +10,7 @@ import torch
 from helios_core.cli import main
 from helios_core.media.reader import read_video
 from helios_core.run.run_folder import RunFolder
-from helios_core.sampling.loop import Hooks
+from helios_core.sampling.hooks import Hooks
 from helios_core.vae.side_stream import SideStream
 from tests import runs
 

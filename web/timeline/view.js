@@ -6,7 +6,7 @@ import { inEnglish } from "../shared/words.js";
 import * as model from "./model.js";
 import { CSS, HUES } from "./style.js";
 import {
-    chunkSeconds, formatSchedule, optionFault, parseSchedule, readOption, ScheduleError, SHAPES,
+    chunkSeconds, formatSchedule, isJson, optionFault, parseSchedule, readOption, ScheduleError, SHAPES,
 } from "./text.js";
 
 const KEYS =
@@ -127,7 +127,7 @@ export class Timeline {
         this.document = null;
         let message = given.replacedBy;
         let fault = null;
-        if (/^[ \t\r\n]*\{/.test(given.text)) {
+        if (isJson(given.text)) {
             message = this.t("The text is JSON, which the timeline does not edit.");
         } else {
             try {
