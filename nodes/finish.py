@@ -10,7 +10,7 @@ from ..helios_core.finish.film import Film, Finisher, finish_video
 from ..helios_core.finish.pictures import FITS
 from ..helios_core.finish.pieces import PieceFolder
 from ..helios_core.finish.recipe import Recipe
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.reader import stream_video
 from ..helios_core.run.run_folder import RunFolder
 from .combine import Preview
@@ -200,7 +200,7 @@ class HeliosFinishVideo(io.ComfyNode):
             chosen = find_format(format or MP4_H264.name)
             chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
             chosen.check_crf(crf or 0)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 

@@ -43,7 +43,7 @@ def run(comfyui, small_clip, finishing_models, request, monkeypatch):
     """run(inputs of the node, **other nodes) -> Run; the video are frames in memory, more than two short pieces."""
     (core,) = [module for name, module in sys.modules.items() if name.endswith(".helios_core.finish.film")]
     monkeypatch.setattr(core, "PIECE_FRAMES", PIECE)
-    run_name = request.node.name[:60].translate(str.maketrans("[]()", "----"))
+    run_name = request.node.name[:60].translate(str.maketrans("[].()", "-----"))
 
     def run_graph(inputs, interrupt_at=float("inf"), **nodes):
         graph = {
