@@ -25,15 +25,17 @@ from helios_core.media.writer import VideoWriter
 from helios_core.memory.storage import ModelIdentity
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.run import long_video
-from helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from helios_core.run.job import LongVideo
+from helios_core.run.long_video import make_video
 from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import sample_chunks
 from helios_core.sampling.noise import DiffusersNoise
-from helios_core.vae.codec import DiffusersWanCodec
+from helios_core.sampling.plan import ChunkPlan
 from tests import reference
+from tests.chunks import chunks_of
 
 from .cases import PROMPT, Case
+from .diffusers_vae import DiffusersWanCodec
 from .prompts import WordTokenizer, encode, text_encoder
 from .stopwatch import Stopwatch, synchronise
 
@@ -111,14 +113,14 @@ def chunks_of_ours(case: Case, parts: Parts) -> torch.Tensor:
     """Latents (1, 16, 9 * num_chunks, h, w); frames are decoded and let go, as by a streaming writer."""
     codec = DiffusersWanCodec(parts.vae)
     made = []
-    for latents, _ in sample_chunks(
+    for latents, _ in chunks_of(
         parts.ours,
         parts.prompt,
         text_memory(width=case.width, height=case.height).to(parts.device),
         case.num_chunks,
         DiffusersNoise(parts.noise()),
         case.settings,
-        negative_prompt_embeds=parts.negative if case.settings.guided else None,
+        negative=parts.negative if case.settings.guided else None,
     ):
         codec.decode(latents).cpu()
         made.append(latents)
@@ -130,7 +132,7 @@ def chunks_of_diffusers(case: Case, parts: Parts) -> torch.Tensor:
     pipe = reference.pipeline(case.variant, parts.theirs, parts.vae)
     frames = pipe(
         prompt_embeds=parts.prompt,
-        negative_prompt_embeds=parts.negative,
+        negative=parts.negative,
         generator=parts.noise(),
         output_type="latent",
         **pipeline_arguments(case),
@@ -145,13 +147,18 @@ def film_of_ours(case: Case, parts: Parts, path: Path) -> None:
     """As Helios Long Video makes it: chunk by chunk to a run folder, encoding beside the next chunk's sampling."""
     rows = [parts.encode(prompt) for prompt in case.prompts]
     codec = DiffusersWanCodec(parts.vae)
+    plan = ChunkPlan(
+        rows[0],
+        case.settings,
+        DiffusersNoise(parts.noise()),
+        negative_rows=rows[1] if case.settings.guided else None,
+    )
     video = LongVideo(
         memory=text_memory(width=case.width, height=case.height),
         num_chunks=case.num_chunks,
-        plan=lambda _: ChunkPlan(rows[0], case.settings),
-        noise=DiffusersNoise(parts.noise()),
+        plan=lambda _: plan,
+        noise=plan.noise,
         model=ModelIdentity("benchmark", "benchmark"),
-        negative=rows[1] if case.settings.guided else None,
     )
     make_video(
         video,

@@ -35,16 +35,18 @@ from helios_core.demo import DEMO_CONFIG
 from helios_core.media.frames import from_pixels
 from helios_core.memory.storage import ModelIdentity
 from helios_core.model.transformer import HeliosTransformer
-from helios_core.run.long_video import ChunkPlan, LongVideo, make_video
+from helios_core.run.job import LongVideo
+from helios_core.run.long_video import make_video
 from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import DiffusersNoise
+from helios_core.sampling.plan import ChunkPlan
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
-from helios_core.vae.codec import DiffusersWanCodec
 from tests import reference
 from tools.plot_lines import plot_lines
 
+from .diffusers_vae import DiffusersWanCodec
 from .page import PAGE, command_line, facts, installed, marks, table, write_section
 from .processes import answer_of
 
@@ -115,11 +117,12 @@ def run_ours(num_chunks: int) -> list[Sample]:
         ScheduleConfig(solver="dmd", time_shift_type="linear"), steps=(1,) * NUM_STAGES, guidance_scale=1.0
     )
     meter = Meter()
+    noise = DiffusersNoise(reference.generator(SEED))
     video = LongVideo(
         memory=text_memory(width=WIDTH, height=HEIGHT),
         num_chunks=num_chunks,
-        plan=lambda _: ChunkPlan(rows, settings),
-        noise=DiffusersNoise(reference.generator(SEED)),
+        plan=lambda _: ChunkPlan(rows, settings, noise),
+        noise=noise,
         model=ModelIdentity("growth", "growth"),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +148,7 @@ def run_diffusers(num_chunks: int) -> list[Sample]:
 
     pipe(
         prompt_embeds=rows,
-        negative_prompt_embeds=rows,
+        negative=rows,
         height=HEIGHT,
         width=WIDTH,
         num_frames=33 * num_chunks,

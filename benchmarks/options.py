@@ -35,12 +35,13 @@ from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.options.fp8 import FP8, Fp8Linear, fp8_linear
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS, SamplingSettings
 from helios_core.sources import ModelSource, PublishedModel
 from helios_core.vae.codec import Codec
 from tests import reference
+from tests.chunks import chunks_of
 
 # The published model's heads and proportions, at a size that a CPU can sample.
 SMALL = TransformerConfig(num_attention_heads=2, ffn_dim=704, num_layers=4, text_dim=256)
@@ -166,14 +167,14 @@ class Job:
         start = clock()
         videos = []
         for seed in self.seeds:
-            chunks = sample_chunks(
+            chunks = chunks_of(
                 model,
                 subject.rows,
                 text_memory(width=subject.width, height=subject.height),
                 self.num_chunks,
                 SeededNoise(seed),
                 settings,
-                negative_prompt_embeds=subject.negative if settings.guided else None,
+                negative=subject.negative if settings.guided else None,
                 hooks=Hooks(forward=forward),
             )
             videos.append(torch.cat([chunk.cpu() for chunk, _ in chunks], dim=2))

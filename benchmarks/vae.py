@@ -34,13 +34,14 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from helios_core.demo.model import VAE_FILE
 from helios_core.geometry import LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK
-from helios_core.vae.codec import DiffusersWanCodec, WanCodec
+from helios_core.vae.codec import WanCodec
 from helios_core.vae.side_stream import SideStream
 from helios_core.vae.wan_vae import Decoding, WanVAE
 from helios_core.vae.wan_vae_file import load_wan_vae, vae_folder
 from tests.live_tensors import LivePeak
 
 from .contestants import synchronise
+from .diffusers_vae import DiffusersWanCodec
 from .options import psnr
 from .speed import PAGE, write_section
 

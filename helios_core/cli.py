@@ -14,31 +14,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.describing import describe_file
+from .checkpoint.lora_file import read_lora
 from .checkpoint.writing import CONVERT_DTYPES, KEPT_BLOCKS, QUANTISED_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .faults import in_words
+from .files import check_file_name, check_new_file
+from .finish.pieces import remove_old_pieces
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
+from .media.formats import MP4_H264, MissingEncoderError
 from .media.frames import contact_sheet, read_image
 from .media.reader import read_video
 from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
+from .options.compiling import check_compile
 from .report.cost import chunk_forwards, estimate_memory, num_parameters, stage_costs, weight_bytes
-from .run.long_video import ChunkDone
+from .run.job import ChunkDone
 from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks, StepDone
-from .sampling.noise import NOISE_SOURCES, NoiseSource, SeededNoise, noise_source
+from .sampling.hooks import Hooks, StepDone
+from .sampling.loop import NonFiniteError
+from .sampling.loras import Lora
+from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
 from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
+from .typed import plain_head
 from .vae.wan_vae import DECODER_DTYPES, Decoding
 
 logger = logging.getLogger("helios")
@@ -46,15 +56,26 @@ logger = logging.getLogger("helios")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INFO_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn}
 
+# Of the user's input, the machine or the weights: their messages say what to do, and a traceback would hide it.
+EXPECTED_FAULTS = (
+    ValueError,
+    OSError,
+    ImportError,
+    RunFolderBusyError,
+    MissingEncoderError,
+    NonFiniteError,
+    torch.cuda.OutOfMemoryError,
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status. A fault of the user's input is told in one line, without a traceback."""
+    """Run a command; returns the exit status. What can be expected to fail is reported without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, RunFolderBusyError) as fault:
-        logger.error("error: %s", "\n".join([str(fault), *getattr(fault, "__notes__", ())]))
+    except EXPECTED_FAULTS as fault:
+        logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
         logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
@@ -189,7 +210,10 @@ def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     runs = add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
     runs.set_defaults(run=run_runs)
     runs.add_argument("root", type=Path, nargs="?", default=Path(), help="folder of run folders (default: this one)")
-    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks")
+    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks and finished pieces")
+    runs.add_argument(
+        "--remove-old-pieces", metavar="NAME", help="delete finished pieces that this run's latest film does not have"
+    )
 
 
 def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -278,18 +302,23 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_generate(options: argparse.Namespace) -> None:
     if options.keep_video and options.video is None:
         raise ValueError("--keep-video keeps the clip that --video names; give --video too")
+    check_outputs(options)
+    MP4_H264.choose_pixel_format("auto", 2, 2)  # without an encoder nothing is worth beginning
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
     settings = apply_sampling_options(source.settings, options)
+    if options.compile:
+        check_compile(settings)
     memory = load_memory(options.memory) if options.memory else None
     schedule = read_schedule(options.schedule, options.frame_rate) if options.schedule else None
     job = Job(
         prompt=options.prompt or "",
         negative_prompt=options.negative_prompt,
         later_prompts=numbered(options.then, str),
-        other_noise={chunk: SeededNoise(seed) for chunk, seed in numbered(options.reroll, int).items()},
+        rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
+        loras=read_loras(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
@@ -340,6 +369,17 @@ def run_generate(options: argparse.Namespace) -> None:
         logger.info("wrote %s", options.sheet)
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raise, before anything is read or made, for what could not be written in the end."""
+    if options.out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {options.out.name!r}: a long video is an mp4, so the file name must end in .mp4")
+    for path in filter(None, (options.out, options.save_memory, options.sheet)):
+        check_new_file(path)
+    check_file_name((options.run_folder or options.out.with_suffix(".run")).resolve().name)
+    if options.sheet is not None and options.sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet {options.sheet.name!r} must end as a picture does, for example in .png")
+
+
 def read_schedule(path: Path, frame_rate: float) -> PromptSchedule:
     """The schedule in a text or JSON file. Raises ValueError with the file's name, line and column."""
     try:
@@ -352,6 +392,11 @@ def read_anchors(schedule: PromptSchedule, folder: Path) -> dict[str, torch.Tens
     """The pictures that a schedule names, from `folder`."""
     names = {segment.anchor for segment in schedule.segments if segment.anchor is not None}
     return {name: read_image(folder / name) for name in sorted(names)}
+
+
+def read_loras(schedule: PromptSchedule, folder: Path) -> dict[str, Lora]:
+    """The LoRAs that a schedule names, from the folder it lies in."""
+    return {name: read_lora(folder / name, name) for name in schedule.lora_names}
 
 
 def choose_length(chunks: int | None, schedule: PromptSchedule | None, memory: HeliosMemory | None) -> int:
@@ -371,7 +416,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
     """["3:a storm"] -> {3: "a storm"}. Raises ValueError for anything else."""
     parsed = {}
     for text in values:
-        chunk, _, value = text.partition(":")
+        chunk, _, value = plain_head(text).partition(":")
         try:
             parsed[int(chunk)] = convert(value)
         except ValueError:
@@ -392,9 +437,17 @@ def run_runs(options: argparse.Namespace) -> None:
         removed = remove_run(options.root, options.remove)
         logger.info("removed %s: %d chunks, %.1f MB", removed.name, removed.num_chunks, removed.num_bytes / 1e6)
         return
+    if options.remove_old_pieces is not None:
+        name = options.remove_old_pieces
+        if name not in {run.name for run in list_runs(options.root)}:
+            raise ValueError(f"there is no run {name!r} in {options.root}")
+        num_pieces, num_bytes = remove_old_pieces(RunFolder(options.root / name))
+        logger.info("removed %d old pieces of %s, %.1f MB", num_pieces, name, num_bytes / 1e6)
+        return
     runs = list_runs(options.root)
     lines = [
-        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, {run.num_bytes / 1e6:.1f} MB, "
+        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, "
+        f"{f'{run.num_pieces} finished pieces, ' if run.num_pieces else ''}{run.num_bytes / 1e6:.1f} MB, "
         f"last used {datetime.fromtimestamp(run.last_used):%Y-%m-%d %H:%M}"
         for run in runs
     ]

@@ -6,11 +6,12 @@ They tell whether a chunk on disk is the one that is wanted: same model, same pr
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ _DIGEST_BYTES = 16
 _SAMPLES_PER_TENSOR = 4096
 _SAMPLES_PER_FILE = 64
 _BYTES_PER_SAMPLE = 64 * 1024
+_BYTES_PER_TENSOR = 1024
+_MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 def fingerprint(*parts: Any) -> str:
@@ -54,13 +57,45 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_fingerprint(path: Path) -> str:
+    """`file_fingerprint`, and of a safetensors file also the header and the middle of every tensor, so that two
+    trainings of a few layers differ. Raises OSError when the file cannot be read."""
+    whole = file_fingerprint(path)
+    if path.suffix != ".safetensors":
+        return whole
+    with path.open("rb") as stream:
+        return fingerprint(whole, *_tensor_pieces(stream, stream.seek(0, 2)))
+
+
+def _tensor_pieces(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """The header of a safetensors file, and a piece from the middle of each tensor. Nothing of a damaged file: its
+    spread pieces must do, and its reader will say what is wrong."""
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    if length > min(_MAX_HEADER, size - 8):
+        return
+    header = stream.read(length)
+    try:
+        tensors = json.loads(header)
+        offsets = sorted(
+            tuple(map(int, entry["data_offsets"])) for name, entry in tensors.items() if name != "__metadata__"
+        )
+        middles = [8 + length + max(0, start, (start + end - _BYTES_PER_TENSOR) // 2) for start, end in offsets]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    yield header
+    for middle in middles:
+        stream.seek(middle)
+        yield stream.read(_BYTES_PER_TENSOR)
+
+
 def tensor_samples(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Shape, and values spread evenly over the tensor: enough to tell two trained tensors apart."""
     flat = tensor.reshape(-1)
     return tuple(tensor.shape), flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)]
 
 
-def _tokens(value: Any) -> Iterator[bytes]:
+def _tokens(value: Any) -> Iterator[bytes | memoryview]:
     """The value as a row of byte strings from which it could be rebuilt."""
     if isinstance(value, torch.Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

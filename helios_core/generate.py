@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from .geometry import FRAMES_PER_CHUNK, check_size
+from .geometry import FRAMES_PER_CHUNK, check_num_chunks, check_size
 from .media.frames import from_pixels, resize_frames, to_pixels
 from .media.reader import Clip
 from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import ModelIdentity, check_memory
 from .model.transformer import HeliosTransformer
+from .options.approximations import with_approximations
 from .options.cuda_graphs import check_cuda_graphs, graphed
+from .run.job import ChunkDone, LongVideo
 from .run.lead_in import write_lead_in
-from .run.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
+from .run.long_video import make_video
 from .run.run_folder import RunFolder
 from .sampling.conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .sampling.drift import AntiDrift
-from .sampling.loop import Hooks
-from .sampling.noise import NoiseSource, SeededNoise
+from .sampling.hooks import Hooks
+from .sampling.loras import Lora, LorasOverTime
+from .sampling.noise import NoiseSource
 from .sampling.settings import SamplingSettings
 from .script.blending import EncodedSchedule
+from .script.plans import ScriptedPlans
 from .script.schedule import PromptSchedule, Segment
 from .sources import ModelSource
 from .vae.codec import Codec
@@ -44,9 +48,9 @@ class Job:
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
-    `pictures` are the anchors (H, W, 3) uint8 that it names. `other_noise` is noise for single chunks. Chunks are
-    counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one
-    that `video` is the end of.
+    `pictures` are the anchors (H, W, 3) uint8 and `loras` the LoRAs that it names. `rerolls` are other seeds for single
+    chunks. Chunks are counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks,
+    most often the one that `video` is the end of.
     """
 
     prompt: str
@@ -57,7 +61,8 @@ class Job:
     later_prompts: Mapping[int, str] = field(default_factory=dict)
     schedule: PromptSchedule | None = None
     pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    other_noise: Mapping[int, NoiseSource] = field(default_factory=dict)
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    rerolls: Mapping[int, int] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
     lead_in: Path | None = None
@@ -69,8 +74,7 @@ class Job:
     def check(self, settings: SamplingSettings) -> None:
         """Raise ValueError, before anything heavy is loaded, for what cannot work."""
         check_size(self.width, self.height, settings.schedule.num_stages)
-        if self.num_chunks < 1:
-            raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+        check_num_chunks(self.num_chunks)
         if sum(start is not None for start in (self.image, self.video, self.memory)) > 1:
             raise ValueError("a video starts from an image, a video or a memory; more than one of them is given")
         if self.memory is not None:
@@ -80,7 +84,7 @@ class Job:
                 f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
             )
         chunks = self.chunks
-        for chunk in (*self.later_prompts, *self.other_noise):
+        for chunk in (*self.later_prompts, *self.rerolls):
             if chunk not in chunks:
                 raise ValueError(f"chunk {chunk} is not made here; these are chunks {chunks[0]} to {chunks[-1]}")
         if self.schedule is not None and self.later_prompts:
@@ -102,7 +106,9 @@ class Job:
 
 def encoder(job: Job, codec: Codec) -> Encode:
     """frames (T, H, W, 3) uint8 of any size -> latents at the job's size."""
-    return lambda frames: codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)))
+    return lambda frames, key: codec.encode(
+        to_pixels(resize_frames(frames, job.width, job.height, job.resize)), key
+    )
 
 
 def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
@@ -140,43 +146,49 @@ def generate(
     changes nothing.
     """
     job.check(settings)
+    over_time = LorasOverTime(job.loras.values())
     if cuda_graphs:
         check_cuda_graphs(source.device, settings)
+    if job.loras and (compile_blocks or cuda_graphs):
+        raise ValueError(
+            "LoRAs whose strength changes over time do not go with compile or cuda_graphs, which would be made anew "
+            "for each strength. Leave those out, or take the LoRAs out of the schedule"
+        )
     directions = job.directions()
     prompts = [segment.prompt for segment in directions.segments]
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
     rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
-    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures)
+    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures, loras=job.loras)
     decoding = decoding or Decoding()
     codec = source.load_codec(decoding)
     encode = encoder(job, codec)
-    anchors = {chunk: encode(picture[None]) for chunk, picture in script.anchors_in(job.chunks).items()}
-
-    def plan(chunk: int) -> ChunkPlan:
-        seed = directions.segment_at(chunk).seed
-        return ChunkPlan(
-            rows=script.rows_for(chunk),
-            settings=script.settings_for(chunk, settings),
-            noise=job.other_noise.get(chunk, None if seed is None else SeededNoise(seed)),
-            anchor=anchors.get(chunk),
-        )
-
+    pictures = script.anchors_in(job.chunks)
+    plans = ScriptedPlans(
+        script,
+        settings,
+        noise,
+        negative_rows=rows[job.negative_prompt] if script.is_guided(job.chunks, settings) else None,
+        anchors={chunk: encode(picture[None], ("anchor", chunk)) for chunk, picture in pictures.items()},
+        rerolls=job.rerolls,
+    )
     video = LongVideo(
         memory=first_memory(job, encode, noise),
         num_chunks=job.num_chunks,
-        plan=plan,
+        plan=plans,
         noise=noise,
         model=ModelIdentity(source.name, source.fingerprint),
         codec=decoding.name,
-        negative=rows[job.negative_prompt] if script.most_guided(job.chunks, settings).guided else None,
         anti_drift=job.anti_drift,
         encoding=job.encoding,
         notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
     )
 
+    at_the_end = ExitStack()
+
     @cache
     def load_model() -> HeliosTransformer:
         model = source.load_transformer()
+        at_the_end.enter_context(over_time.beside(model))
         if compile_blocks:
             model.compile_blocks()
         return model
@@ -192,8 +204,8 @@ def generate(
 
     overlapped = overlap_vae and codec.device.type == "cuda"
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    hooks = hooks or Hooks()
-    with graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
+    hooks = replace(with_approximations(hooks or Hooks(), settings), set_loras=over_time.set_strengths)
+    with at_the_end, graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
         return make_video(
             video,
             folder,

@@ -12,7 +12,7 @@ from .checkpoint.loading import load_transformer
 from .fingerprint import file_fingerprint, fingerprint
 from .model.transformer import HeliosTransformer
 from .options.fp8 import check_fp8_products, fp8_linear
-from .sampling.noise import NoiseSource
+from .sampling.noise import Key, NoiseSource
 from .sampling.settings import VARIANTS, SamplingSettings
 from .script.text_encoder import umt5_rows
 from .vae.codec import Codec, WanCodec
@@ -84,8 +84,8 @@ class PublishedModel:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]
 
     def load_codec(self, decoding: Decoding | None = None) -> Codec:
-        def posterior_noise(shape: torch.Size) -> torch.Tensor:
-            return self.noise.normal(tuple(shape), ("posterior", *shape))
+        def posterior_noise(shape: torch.Size, key: Key) -> torch.Tensor:
+            return self.noise.normal(tuple(shape), ("posterior", *shape, *key))
 
         return WanCodec.from_folder(self.folder, self.device, decoding=decoding, noise=posterior_noise)
 

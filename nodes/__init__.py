@@ -6,10 +6,12 @@ from .combine import HeliosVideoCombine
 from .context import HeliosContext
 from .demo import HeliosDemoModels
 from .fast_vae import HeliosFastVAE
+from .finish import HeliosFinishVideo
 from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
 from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
+from .pieces import HeliosCutVideo, HeliosJoinVideo
 from .sampler import HeliosChunkSampler
 from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
 from .speed import HeliosSpeed
@@ -33,6 +35,9 @@ class HeliosExtension(ComfyExtension):
             HeliosDemoModels,
             HeliosSpeed,
             HeliosFastVAE,
+            HeliosFinishVideo,
+            HeliosCutVideo,
+            HeliosJoinVideo,
         ]
 
 

@@ -19,6 +19,7 @@ from ..helios_core.report.memory_report import describe_memory, memory_strips
 from ..helios_core.sampling.settings import VARIANTS
 from .host.model import check_cancelled, helios_model
 from .host.vae import check_vae, decode_chunks
+from .host.video_wire import frames_in_parts
 from .wires import CATEGORY, HeliosMemoryType, check_chunk_latents
 
 
@@ -81,7 +82,7 @@ class HeliosDriftReport(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Wan 2.1 VAE, to decode the latents."),
                 io.Image.Input("images", optional=True, tooltip="Frames of a video."),
-                io.Video.Input("video", optional=True, tooltip="A video; all of its frames are read at once."),
+                io.Video.Input("video", optional=True, tooltip="A video; its frames are read one after another."),
             ],
             outputs=[
                 io.Image.Output("plot", display_name="plot", tooltip="Every measure over the seconds of the video."),
@@ -94,7 +95,7 @@ class HeliosDriftReport(io.ComfyNode):
     def execute(cls, latents=None, vae=None, images=None, video=None) -> io.NodeOutput:
         if sum(source is not None for source in (latents, images, video)) != 1:
             raise ValueError("connect one of latents (with the VAE), images and video")
-        frame_rate = FRAME_RATE
+        frame_rate = float(FRAME_RATE)
         if latents is not None:
             check_chunk_latents(latents["samples"])
             check_vae(vae)
@@ -102,9 +103,7 @@ class HeliosDriftReport(io.ComfyNode):
         elif images is not None:
             chunks = iter(images.split(FRAMES_PER_CHUNK))
         else:
-            components = video.get_components()
-            frame_rate = float(components.frame_rate)
-            chunks = iter(components.images.split(FRAMES_PER_CHUNK))
+            frame_rate, chunks = frames_in_parts(video, FRAMES_PER_CHUNK)
         measured = measure(chunks)
         plot = to_tensor(plot_drift(measured, frame_rate=frame_rate))
         return io.NodeOutput(plot, measured.to_json(), ui=ui.PreviewImage(plot, cls=cls))

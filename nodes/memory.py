@@ -1,13 +1,14 @@
 """Save, load and rewind memories."""
 
 import logging
+import time
 
 from comfy_api.latest import io, ui
 
 from ..helios_core.memory.storage import load_memory, save_memory
 from ..helios_core.run.run_folder import RunFolder
-from .host.folders import MEMORY_SUFFIX, list_memories, memory_path, next_path, run_path
-from .wires import CATEGORY, HeliosMemoryType
+from .host.folders import MEMORY_SUFFIX, check_prefix, list_memories, memory_path, next_path, run_path
+from .wires import CATEGORY, HeliosMemoryType, said_by
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,17 @@ class HeliosSaveMemory(io.ComfyNode):
                 ),
             ],
             outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return said_by(check_prefix, filename_prefix)
+
+    @classmethod
     def execute(cls, memory, filename_prefix) -> io.NodeOutput:
-        path, _ = next_path(filename_prefix, MEMORY_SUFFIX)
+        path, _ = next_path(filename_prefix, MEMORY_SUFFIX, memory.width, memory.height, cls.hidden)
         save_memory(memory, path)
         logger.info("wrote %s", path)
         return io.NodeOutput(ui=ui.PreviewText(f"{path.name}: after chunk {memory.chunk_index}"))
@@ -60,13 +66,7 @@ class HeliosLoadMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        if file is None:  # comes from another node; known only when that has run
-            return True
-        try:
-            memory_path(file)
-        except ValueError as error:
-            return str(error)
-        return True
+        return said_by(memory_path, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> float:
@@ -105,10 +105,17 @@ class HeliosRewindMemory(io.ComfyNode):
                 ),
             ],
             outputs=[HeliosMemoryType.Output("memory", display_name="memory", tooltip="The past after those chunks.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
+    def validate_inputs(cls, run_name: str | None = None) -> bool | str:
+        return said_by(run_path, run_name)
+
+    @classmethod
     def fingerprint_inputs(cls, run_name: str, chunks: int, take: int) -> str:
+        if "%" in run_name:  # which run that is, is known only when the node runs
+            return str(time.time_ns())
         takes = RunFolder(run_path(run_name)).takes()
         if not -len(takes) <= take < len(takes):
             return ""
@@ -117,7 +124,7 @@ class HeliosRewindMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, run_name, chunks, take) -> io.NodeOutput:
-        path = run_path(run_name)
+        path = run_path(run_name, cls.hidden)
         if not path.is_dir():
             raise ValueError(f"there is no run {run_name!r} in {path.parent}; make one with Helios Long Video")
         return io.NodeOutput(RunFolder(path).memory_after(chunks, take))

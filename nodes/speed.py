@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
-from ..helios_core.sampling.settings import HISTORY_REUSE
+from ..helios_core.options.compiling import check_compile
+from ..helios_core.sampling.settings import HISTORY_REUSE, SamplingSettings
 from .host.model import HISTORY_REUSE_OPTION, STEP_CACHE_OPTION, helios_model
 from .wires import CATEGORY
 
@@ -33,7 +36,7 @@ class HeliosSpeed(io.ComfyNode):
                     "compile",
                     default=False,
                     tooltip="Compile the transformer's blocks with torch.compile, once for each stage, in the first "
-                    "chunk. Needs a GPU with Triton, or a C++ compiler on a CPU.",
+                    "chunk. Needs a GPU with Triton, or a C++ compiler on a CPU. Not together with history_reuse.",
                 ),
                 io.Float.Input(
                     "step_cache",
@@ -52,9 +55,20 @@ class HeliosSpeed(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, history_reuse: str | None = None, compile: bool | None = None) -> bool | str:
+        if compile and history_reuse in HISTORY_REUSE:  # None: comes from another node; checked in execute
+            try:
+                check_compile(SamplingSettings(history_reuse=history_reuse))
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
     def execute(cls, model, history_reuse, compile, step_cache=0.0) -> io.NodeOutput:
         helios = helios_model(model)
         settings = replace(helios.settings, history_reuse=history_reuse, step_cache=step_cache)  # which checks them
+        if compile or model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):  # of an earlier node like this
+            check_compile(settings)
         model = model.clone()
         options = model.model_options["transformer_options"]
         options[HISTORY_REUSE_OPTION], options[STEP_CACHE_OPTION] = settings.history_reuse, settings.step_cache

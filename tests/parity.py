@@ -13,10 +13,10 @@ from helios_core.memory.memory import HeliosMemory
 from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
-from helios_core.sampling.loop import sample_chunks
 from helios_core.sampling.noise import AuthorsNoise, DiffusersNoise, NoiseSource
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 from tests import reference
+from tests.chunks import chunks_of
 
 SEED = 2024
 
@@ -107,7 +107,7 @@ def oracle_latents(case: Case, dtype: torch.dtype = torch.float32) -> torch.Tens
         arguments["video"] = video_of(case)[None]
     frames = pipe(
         prompt_embeds=prompt_embeds,
-        negative_prompt_embeds=negative_prompt_embeds,
+        negative=negative_prompt_embeds,
         height=case.height,
         width=case.width,
         num_frames=33 * case.num_chunks,
@@ -154,7 +154,7 @@ def our_memory(case: Case, source: torch.Generator, noise: NoiseSource) -> Helio
     if case.task == "t2v":
         return text_memory(width=case.width, height=case.height, batch_size=case.batch_size, config=config)
 
-    def encode(frames: torch.Tensor) -> torch.Tensor:
+    def encode(frames: torch.Tensor, key) -> torch.Tensor:
         return reference.encode(autoencoder(), frames.movedim(-1, 1), source)
 
     if case.task == "i2v":
@@ -168,13 +168,13 @@ def our_latents(case: Case, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     noise = (AuthorsNoise if case.authors_noise else DiffusersNoise)(source)
     memory = our_memory(case, source, noise)
     prompt_embeds, negative_prompt_embeds = prompts(case)
-    chunks = sample_chunks(
+    chunks = chunks_of(
         our_model(weights(dtype)),
         prompt_embeds,
         memory,
         case.num_chunks,
         noise,
         our_settings(case),
-        negative_prompt_embeds=negative_prompt_embeds,
+        negative=negative_prompt_embeds,
     )
     return torch.cat([latents for latents, _ in chunks], dim=2)

@@ -16,11 +16,13 @@ import torch
 from helios_core.demo import DemoModel
 from helios_core.media.frames import from_pixels
 from helios_core.memory.storage import ModelIdentity
-from helios_core.run.long_video import ChunkDone, ChunkPlan, LongVideo, make_video
+from helios_core.run.job import ChunkDone, LongVideo
+from helios_core.run.long_video import make_video
 from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import SeededNoise
+from helios_core.sampling.plan import ChunkPlan
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 
 SIZE = 32
@@ -50,14 +52,16 @@ def video(num_chunks: int = 3, *, seed: int = 1, prompts: dict | None = None, se
     """A job; `prompts` and `seeds` are {chunk: other prompt from there on} and {chunk: its own seed}."""
     prompts, seeds = prompts or {}, seeds or {}
 
+    noise = options.pop("noise", None) or SeededNoise(seed)
+
     def plan(chunk: int) -> ChunkPlan:
         latest = max((start for start in prompts if start <= chunk), default=None)
-        own = SeededNoise(seeds[chunk]) if chunk in seeds else None
+        own = SeededNoise(seeds[chunk]) if chunk in seeds else noise
         return ChunkPlan(rows_of(prompts.get(latest, "a fox")), SETTINGS, own)
 
     values = {
         "memory": text_memory(width=SIZE, height=SIZE),
-        "noise": SeededNoise(seed),
+        "noise": noise,
         "model": MODEL,
         "plan": plan,
         **options,

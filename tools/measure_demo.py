@@ -35,8 +35,9 @@ from helios_core.memory.memory import HeliosMemory
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from helios_core.sampling.drift import AntiDrift
-from helios_core.sampling.loop import sample_chunk
-from helios_core.sampling.noise import SeededNoise
+from helios_core.sampling.loop import make_chunks
+from helios_core.sampling.noise import Key, SeededNoise
+from helios_core.sampling.plan import ChunkPlan, Past
 from helios_core.vae.codec import Codec
 
 WORDS = ("colour", "background", "shape", "direction")
@@ -69,7 +70,7 @@ class Bench:
         self.model, self.codec, self.noise = model, codec, SeededNoise(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode(self, frames: torch.Tensor, key: Key = ()) -> torch.Tensor:
         """Frames (T, H, W, 3) in [0, 1] -> latents."""
         with self._quickly():
             return self.codec.encode(rearrange(frames * 2 - 1, "t h w c -> 1 c t h w")).float()
@@ -94,12 +95,14 @@ class Bench:
     ) -> torch.Tensor:
         """Videos (B, T, H, W, 3), one for each list of prompts, which are those of its chunks. `change` is done to
         the memory before each chunk."""
-        negative = self.model.encode_prompt(torch.cat([encode_prompt("")] * len(prompts)))
+        negative = torch.cat([encode_prompt("")] * len(prompts))
         chunks = []
         for texts in zip(*prompts, strict=True):
-            rows = self.model.encode_prompt(torch.cat([encode_prompt(text) for text in texts]))
-            latents, memory = sample_chunk(self.model, rows, change(memory), self.noise, settings, negative=negative)
-            chunks.append(latents)
+            rows = torch.cat([encode_prompt(text) for text in texts])
+            plan = ChunkPlan(rows, settings, self.noise, negative_rows=negative)
+            (chunk,) = make_chunks(lambda: self.model, Past(change(memory)), [plan])
+            memory = chunk.past.memory
+            chunks.append(chunk.latents)
         return self.decode(torch.cat(chunks, dim=2))
 
     def starts(self, scenes: list[Scene]) -> list[tuple[float, float]]:

@@ -164,7 +164,7 @@ def write_safetensors(
     free = shutil.disk_usage(path.parent).free
     if free < end:
         raise OSError(f"{path} needs {end / 2**30:.2f} GiB; free there are {free / 2**30:.2f} GiB. Make room first")
-    with written_atomically(path) as unfinished, unfinished.open("xb") as stream:
+    with written_atomically(path) as unfinished, unfinished.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         for number, name in enumerate(sorted(names)):
             if number % 100 == 0 and number:

@@ -7,7 +7,9 @@ alone, and the joined file on the segments alone: a run that was broken off and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -16,11 +18,13 @@ from pathlib import Path
 import av
 import torch
 
-from ..files import written_atomically
+from ..files import patiently, remove_file, written_atomically
 from ..fingerprint import fingerprint
 from ..geometry import FRAME_RATE
 from .reader import exact_rate
 from .writer import VideoWriter
+
+logger = logging.getLogger(__name__)
 
 # Raised by one whenever equal frames would give other bytes than before: segments are then encoded again.
 _ENCODER_VERSION = 1
@@ -85,22 +89,28 @@ def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, s
     if not segments:
         raise ValueError(f"there are no segments to join into {path.name}; at least one chunk must be finished")
     options = {"movflags": "faststart+use_metadata_tags"}
-    with written_atomically(path) as unfinished, av.open(str(unfinished), "w", format="mp4", options=options) as target:
+    # Absolute, or FFmpeg takes what stands before a colon for a protocol.
+    path = Path(os.path.abspath(path))
+    with (
+        written_atomically(path, precious=True) as unfinished,
+        av.open(str(unfinished), "w", format="mp4", options=options) as target,
+    ):
         target.metadata.update(metadata or {})
         _copy_packets(segments, target)
 
 
-def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer) -> None:
-    """Append the packets of the segments to `target`, frame after frame at an even pace."""
-    stream, codec_setup, num_before = None, None, 0
+def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer, num_before: int = 0) -> int:
+    """Append the packets of the segments to `target`, at an even pace after `num_before` frames; how many they are."""
+    stream, codec_setup, first = None, None, num_before
     for segment in segments:
-        with av.open(str(segment)) as source:
+        with av.open(os.path.abspath(segment)) as source:
             picture = source.streams.video[0]
             ticks = _frame_ticks(picture)
             if stream is None:
                 stream = target.add_stream_from_template(picture)
                 stream.time_base = picture.time_base
                 codec_setup = picture.codec_context.extradata
+                target.start_encoding()
             if picture.codec_context.extradata != codec_setup:
                 raise ValueError(f"{segment.name} was encoded with other settings than {segments[0].name}")
             packets = [packet for packet in source.demux(picture) if packet.size]
@@ -111,6 +121,7 @@ def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer
                 packet.stream = stream
                 target.mux(packet)
             num_before += len(packets)
+    return num_before - first
 
 
 def _frame_ticks(picture: av.VideoStream) -> int:
@@ -122,19 +133,27 @@ class GrowingVideo:
     """A video that plays while it is made: a fragmented mp4 to whose end each segment is appended.
 
     The cost of a segment does not depend on how many came before. A reader sees whole segments, or the beginning of
-    the last one; players stop there.
+    the last one; players stop there. Where a player keeps the file to itself, as in Windows, it stays as it is, with a
+    warning: the segments are what counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_frames = 0
-        self.path.unlink(missing_ok=True)
+        self.is_kept_from_us = not remove_file(path)
 
     def append(self, segment: Path) -> None:
         """Add a segment to the end. Raises OSError when it cannot be written; the video then stays as it was."""
-        head, fragment, num_frames, ticks = _as_fragment(segment)
-        _move_fragment(fragment, 1 + self.num_frames, self.num_frames * ticks)
-        with self.path.open("ab") as stream:
+        if self.is_kept_from_us:
+            return
+        head, fragment, num_frames = _as_fragment(segment, self.num_frames)
+        try:
+            opened = patiently(lambda: self.path.open("ab"))
+        except PermissionError as fault:
+            self.is_kept_from_us = True
+            logger.warning("%s grows no further, as another program has it open: %s", self.path, fault)
+            return
+        with opened as stream:
             size = stream.tell()
             try:
                 stream.write(fragment if self.num_frames else head + fragment)
@@ -146,43 +165,21 @@ class GrowingVideo:
         self.num_frames += num_frames
 
 
-def _as_fragment(segment: Path) -> tuple[bytes, bytearray, int, int]:
-    """A segment as a fragmented mp4: its head, its fragment at time 0, its number of frames and a frame's ticks."""
+def _as_fragment(segment: Path, num_before: int) -> tuple[bytes, bytes, int]:
+    """A segment as a fragmented mp4 that begins after `num_before` frames: its head, its fragment, and its number of
+    frames."""
     memory = BytesIO()
-    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer"}
+    flags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
+    options = {
+        "movflags": f"{flags}+frag_discont" if num_before else flags,  # the muxer starts at a time of ours
+        "fragment_index": str(1 + num_before),  # any number that rises from fragment to fragment
+        "avoid_negative_ts": "disabled",
+    }
     with av.open(memory, "w", format="mp4", options=options) as target:
-        _copy_packets([segment], target)
+        num_frames = _copy_packets([segment], target, num_before)
     content = memory.getvalue()
-    split = next(start for kind, start, _ in _boxes(content, 0, len(content)) if kind == b"moof")
-    with av.open(str(segment)) as source:
-        picture = source.streams.video[0]
-        return content[:split], bytearray(content[split:]), picture.frames, _frame_ticks(picture)
-
-
-def _move_fragment(fragment: bytearray, sequence_number: int, start: int) -> None:
-    """Give a fragment its place among others: its number, and its start in ticks (ISO/IEC 14496-12, 8.8.5 and 8.8.12).
-
-    Both boxes begin with 4 bytes of version and flags; version 1 of tfdt has 64 bits of time.
-    """
-    for kind, begin, end in _boxes(fragment, 0, len(fragment)):
-        if kind != b"moof":
-            continue
-        for kind_, begin_, end_ in _boxes(fragment, begin + 8, end):
-            if kind_ == b"mfhd":
-                fragment[begin_ + 12 : end_] = sequence_number.to_bytes(4, "big")
-            elif kind_ == b"traf":
-                for kind__, begin__, end__ in _boxes(fragment, begin_ + 8, end_):
-                    if kind__ == b"tfdt":
-                        own = int.from_bytes(fragment[begin__ + 12 : end__], "big")
-                        fragment[begin__ + 12 : end__] = (own + start).to_bytes(end__ - begin__ - 12, "big")
-
-
-def _boxes(content: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte, byte after the last) of each box; a fragment of a chunk never needs 64-bit sizes."""
-    while start < end:
-        size = int.from_bytes(content[start : start + 4], "big")
-        yield bytes(content[start + 4 : start + 8]), start, start + size
-        start += size
+    split = content.index(b"moof") - 4  # a box begins with its size
+    return content[:split], content[split:], num_frames
 
 
 def video_bytes(width: int, height: int, num_frames: int) -> int:

@@ -36,6 +36,9 @@ class MemoryWindow:
     frame_indices: FrameIndices
 
 
+Task = Literal["t2v", "i2v", "v2v"]
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a memory comes from: the task it was started for, and model and seed of its latest chunk.
@@ -43,7 +46,7 @@ class Provenance:
     `model` is a name for people; `model_fingerprint`, when it is known, tells for sure.
     """
 
-    task: Literal["t2v", "i2v", "v2v"] = "t2v"
+    task: Task = "t2v"
     model: str = ""
     seed: int | None = None
     model_fingerprint: str = ""
@@ -55,8 +58,8 @@ class HeliosMemory:
 
     `frames` (B, C, 19, h, w): the latest latent frames, fp32, model space, zeros where there is no past yet.
     `anchor` (B, C, 1, h, w): first frame of the video, or None before there is one (or when it is not kept).
-    `chunk_index`: number of chunks made, which is also the index of the next. Raises ValueError when the shapes
-    do not fit each other or `config`.
+    `chunk_index`: number of chunks made, which is also the index of the next. `identity`: a fingerprint of all that it
+    was made from; "" where that is not known. Raises ValueError when the shapes do not fit each other or `config`.
     """
 
     frames: torch.Tensor
@@ -64,6 +67,7 @@ class HeliosMemory:
     chunk_index: int = 0
     config: MemoryConfig = field(default_factory=MemoryConfig)
     provenance: Provenance = field(default_factory=Provenance)
+    identity: str = ""
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 5 or self.frames.shape[2] != self.config.num_latent_frames:
@@ -107,9 +111,16 @@ class HeliosMemory:
         return MemoryWindow(long, mid, short, frame_indices(self.config))
 
     def append(
-        self, latents: torch.Tensor, *, model: str = "", seed: int | None = None, model_fingerprint: str = ""
+        self,
+        latents: torch.Tensor,
+        *,
+        model: str = "",
+        seed: int | None = None,
+        model_fingerprint: str = "",
+        identity: str = "",
     ) -> HeliosMemory:
-        """The memory after a chunk. `latents` (B, C, T, h, w), model space; `model` and `seed` made them."""
+        """The memory after a chunk. `latents` (B, C, T, h, w), model space; `model` and `seed` made them, and
+        `identity` is the chunk's."""
         if latents.shape[:2] != self.frames.shape[:2] or latents.shape[3:] != self.frames.shape[3:]:
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)} cannot follow a memory of shape {tuple(self.frames.shape)}: "
@@ -122,6 +133,7 @@ class HeliosMemory:
             frames=frames.clone(),
             anchor=latents[:, :, :1].clone() if self._takes_anchor() else self.anchor,
             chunk_index=self.chunk_index + 1,
+            identity=identity,
             provenance=replace(self.provenance, model=model, seed=seed, model_fingerprint=model_fingerprint),
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..files import StorageError, load_tensors, logger, save_tensors
+from ..fingerprint import fingerprint
 from .config import MemoryConfig
 from .memory import HeliosMemory, Provenance
 
@@ -48,6 +49,8 @@ def pack_memory(memory: HeliosMemory) -> tuple[dict[str, torch.Tensor], dict[str
         "memory_config": asdict(memory.config),
         "provenance": asdict(memory.provenance),
     }
+    if memory.identity:
+        facts["identity"] = memory.identity
     return tensors, facts
 
 
@@ -70,6 +73,7 @@ def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
             chunk_index=chunk_index,
             config=MemoryConfig(**facts["memory_config"]),
             provenance=Provenance(**facts["provenance"]),
+            identity=str(facts.get("identity", "")),
         )
     except (KeyError, TypeError, ValueError) as fault:
         raise StorageError(f"{path} is not a whole memory file ({fault!r}); save the memory again") from fault
@@ -77,10 +81,17 @@ def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model: a `name` for people, and a `fingerprint` (see `model_fingerprint`) that tells for sure."""
+    """Which model: a `name` for people, and a `fingerprint` that tells for sure. `parts` are the fingerprints of what
+    it was made from, if that is known, by names for people: they say which of them differs from another model's."""
 
     name: str
     fingerprint: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_parts(cls, name: str, parts: Mapping[str, str]) -> ModelIdentity:
+        """The identity of a model that is made from these parts."""
+        return cls(name, fingerprint(parts), parts)
 
 
 def check_memory(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,6 +14,12 @@ def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, int, int]) -> torch.Te
     """Repeat the last frame, row and column of x (B, C, T, H, W) until T, H, W are multiples of `multiple`."""
     pad_t, pad_h, pad_w = (-size % step for size, step in zip(x.shape[2:], multiple, strict=True))
     return F.pad(x, (0, pad_w, 0, pad_h, 0, pad_t), mode="replicate")
+
+
+def num_tokens(sizes: Sequence[int], patch_size: tuple[int, int, int], pool: int = 1) -> int:
+    """Tokens of latents of `sizes` (T, H, W), in patches `pool` times as large in each direction. One that is not
+    filled counts whole, as it is padded."""
+    return math.prod(-(-size // (pool * patch)) for size, patch in zip(sizes, patch_size, strict=True))
 
 
 def to_tokens(x: torch.Tensor) -> torch.Tensor:

@@ -58,8 +58,10 @@ def rotary_table(
 
 
 def _pool(table: torch.Tensor, size: int) -> torch.Tensor:
-    channels_first = pad_to_multiple(table.movedim(-1, 0)[None], (size, size, size))
-    return F.avg_pool3d(channels_first, size)[0].movedim(0, -1)
+    # Other devices may lack this pooling (older MPS), and the table is small and made once.
+    device = table.device if table.device.type in ("cpu", "cuda") else "cpu"
+    channels_first = pad_to_multiple(table.to(device).movedim(-1, 0)[None], (size, size, size))
+    return F.avg_pool3d(channels_first, size)[0].movedim(0, -1).to(table.device)
 
 
 def join(first: Rotary, second: Rotary) -> Rotary:

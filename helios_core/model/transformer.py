@@ -209,11 +209,8 @@ class HeliosTransformer(nn.Module):
             )
         return PromptContext(self.condition_embedder.text_embedder(prompt_embeds.to(self.dtype)))
 
-    def encode_memory(self, window: MemoryWindow, *, reuse_history: bool = False) -> MemoryTokens:
-        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times).
-
-        With `reuse_history` forwards share what they can of the history rows (see `MemoryTokens.history`).
-        """
+    def encode_memory(self, window: MemoryWindow) -> MemoryTokens:
+        """Once per chunk: patchify the three memories; the further back, the larger the patch (1, 2, 4 times)."""
         indices = window.frame_indices
         height, width = (
             size // patch for size, patch in zip(window.short.shape[-2:], self.config.patch_size[1:], strict=True)
@@ -230,9 +227,8 @@ class HeliosTransformer(nn.Module):
             tables.append(self._rotary(to_device(frame_indices, latents.device), height, width, pool))
         rotary = join(join(tables[0], tables[1]), tables[2])
         layout = (height, width, *(tuple(frames.tolist()) for frames in indices))
-        history = {} if reuse_history else None
         noisy = to_device(indices.noisy, latents.device)
-        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout, history=history)
+        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout)
 
     def forward(
         self,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..model.transformer import MemoryTokens
+from ..sampling.hooks import Predict
+
 
 @dataclass(frozen=True)
 class _Forward:
@@ -43,7 +46,7 @@ class StepCache:
         self, step: int, x: torch.Tensor, compute: Callable[[], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
         """The velocity of each prompt for the sample x (B, ...) at this step: as `compute` gives them, or the last."""
-        if not self._may_reuse(step, x):
+        if self._latest is None or not self._may_reuse(step, x):
             velocities = compute()
             self._latest = _Forward(x, velocities, self._rates(x, velocities))
             self._change = 0.0
@@ -51,7 +54,7 @@ class StepCache:
         return self._latest.velocities
 
     def _may_reuse(self, step: int, x: torch.Tensor) -> bool:
-        if step == self.num_steps - 1 or self._latest is None or self._latest.rates is None:
+        if step == self.num_steps - 1 or self._latest is None or self._latest.rates is None or self._before is None:
             return False
         self._change = self._change + self._latest.rates * _size(x - self._before)
         # The host must know whether to launch a forward, so here, once a step, it waits for the device. A change that
@@ -64,6 +67,18 @@ class StepCache:
         moved = _size(x - self._latest.sample)
         pairs = zip(velocities, self._latest.velocities, strict=True)
         return torch.stack([_size(new - old) / (moved * _size(new)) for new, old in pairs])
+
+
+def caching_steps(predict: Predict, threshold: float) -> Predict:
+    """`predict` behind a cache of its own for each stage of each chunk."""
+    held: list[tuple[MemoryTokens, int, StepCache]] = []
+
+    def cached(latents, timesteps, prompts, memory, step):
+        if not held or held[0][0] is not memory or held[0][1] != step.stage:
+            held[:] = [(memory, step.stage, StepCache(threshold, step.num_steps))]
+        return held[0][2].velocities(step.step, latents, lambda: predict(latents, timesteps, prompts, memory, step))
+
+    return cached
 
 
 def _size(x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ import torch
 from ..geometry import LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE
 from ..memory.config import MemoryConfig
 from ..model.config import MAX_PROMPT_TOKENS, TransformerConfig
+from ..model.patchify import num_tokens
+from ..sampling.guidance import is_zero_step
 from ..sampling.settings import SamplingSettings
 
 VAE_VALUES_PER_PIXEL = 4200
@@ -29,20 +31,14 @@ def memory_tokens(config: TransformerConfig, width: int, height: int, memory: Me
     long, mid, short = memory.window_sizes
     short += memory.keep_first_frame
     grid = (height // VAE_SPATIAL_STRIDE, width // VAE_SPATIAL_STRIDE)
-    total = 0
-    for num_frames, pool in ((long, 4), (mid, 2), (short, 1)):
-        sizes = zip((num_frames, *grid), config.patch_size, strict=True)
-        frames, rows, columns = (-(-size // (pool * patch)) for size, patch in sizes)
-        total += frames * rows * columns
-    return total
+    parts = ((long, 4), (mid, 2), (short, 1))
+    return sum(num_tokens((num_frames, *grid), config.patch_size, pool) for num_frames, pool in parts)
 
 
 def noisy_tokens(config: TransformerConfig, width: int, height: int, stage: int, num_stages: int) -> int:
     """Noisy tokens of a chunk in `stage` of `num_stages` at width x height pixels."""
-    patch_t, patch_h, patch_w = config.patch_size
     shrink = VAE_SPATIAL_STRIDE * 2 ** (num_stages - 1 - stage)
-    rows, columns = height // shrink // patch_h, width // shrink // patch_w
-    return LATENT_FRAMES_PER_CHUNK // patch_t * rows * columns
+    return num_tokens((LATENT_FRAMES_PER_CHUNK, height // shrink, width // shrink), config.patch_size)
 
 
 def forward_flops(config: TransformerConfig, num_noisy: int, num_memory: int) -> int:
@@ -70,10 +66,16 @@ def stage_costs(config: TransformerConfig, width: int, height: int, num_stages: 
 
 def chunk_forwards(settings: SamplingSettings, chunk_index: int = 1) -> list[int]:
     """Forwards of the model in each stage of a chunk."""
-    forwards = [steps * (2 if settings.guided else 1) for steps in settings.steps_in_chunk(chunk_index)]
-    if settings.guided and settings.cfg_zero_star and settings.zero_init:
-        forwards[0] -= 2 * min(settings.zero_steps + 1, settings.steps_in_chunk(chunk_index)[0])
-    return forwards
+    return [sum(forwards) for forwards in step_forwards(settings, chunk_index)]
+
+
+def step_forwards(settings: SamplingSettings, chunk_index: int) -> list[list[int]]:
+    """Forwards of the model in each step of each stage of a chunk."""
+    of_a_step = 2 if settings.guided else 1
+    return [
+        [0 if is_zero_step(settings, stage, step) else of_a_step for step in range(num_steps)]
+        for stage, num_steps in enumerate(settings.steps_in_chunk(chunk_index))
+    ]
 
 
 def weight_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:

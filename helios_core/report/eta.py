@@ -6,22 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..model.config import TransformerConfig
-from ..sampling.guidance import is_zero_step
 from ..sampling.settings import SamplingSettings
-from .cost import stage_costs
+from .cost import stage_costs, step_forwards
 
 
 def step_costs(
     config: TransformerConfig, settings: SamplingSettings, width: int, height: int, chunk_index: int
 ) -> list[int]:
     """Floating point operations of each step of a chunk of width x height pixels, in order."""
-    forwards = 2 if settings.guided else 1
     stages = stage_costs(config, width, height, settings.schedule.num_stages)
-    return [
-        0 if is_zero_step(settings, stage, step) else forwards * stages[stage].flops
-        for stage, num_steps in enumerate(settings.steps_in_chunk(chunk_index))
-        for step in range(num_steps)
-    ]
+    steps = step_forwards(settings, chunk_index)
+    return [num * stage.flops for stage, forwards in zip(stages, steps, strict=True) for num in forwards]
 
 
 class JobClock:

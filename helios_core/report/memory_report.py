@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from ..geometry import LATENT_FRAMES_PER_CHUNK, VAE_TEMPORAL_STRIDE
 from ..memory.memory import HeliosMemory
 from ..model.config import TransformerConfig
+from ..model.patchify import num_tokens
 from ..sampling.settings import SamplingSettings
 from .cost import estimate_memory, noisy_tokens
 from .drawings import Strip
@@ -75,13 +75,10 @@ def token_counts(memory: HeliosMemory, config: TransformerConfig) -> dict[str, i
         "mid": (window.mid, 2),
         "short": (window.short[:, :, anchor:], 1),
     }
-    return {name: _count_patches(latents, config, pool) for name, (latents, pool) in parts.items()}
-
-
-def _count_patches(latents: torch.Tensor, config: TransformerConfig, pool: int) -> int:
-    # Rounded up: a frame, row or column that does not fill a patch is padded.
-    sizes = zip(latents.shape[2:], config.patch_size, strict=True)
-    return math.prod(-(-size // (pool * patch)) for size, patch in sizes)
+    return {
+        name: num_tokens(latents.shape[2:], config.patch_size, pool)
+        for name, (latents, pool) in parts.items()
+    }
 
 
 def describe_memory(

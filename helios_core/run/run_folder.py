@@ -25,20 +25,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-from ..files import StorageError, check_tensors, load_tensors, remove_unfinished, save_tensors
+from ..files import (
+    StorageError,
+    check_tensors,
+    flush,
+    load_tensors,
+    patiently,
+    remove_file,
+    remove_unfinished,
+    save_tensors,
+)
 from ..media.segments import is_whole
 from ..memory.memory import HeliosMemory
 from ..memory.storage import pack_memory, unpack_memory
 from ..sampling.drift import DriftState
+from ..sampling.plan import Chunk, Past
 
 try:
     import fcntl
 except ImportError:  # Windows
     import msvcrt
 
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +61,6 @@ class RunFolderBusyError(RuntimeError):
 def make_key(chunk: int, digest: str) -> str:
     """The name of a chunk, counted from 0 at the start of the video, with the `fingerprint` of what made it."""
     return f"{chunk:05}-{digest}"
-
-
-@dataclass(frozen=True)
-class Past:
-    """All that a chunk goes on from: the memory, where an ordered noise stream stands, and the drift watch's state."""
-
-    memory: HeliosMemory
-    noise_stream: torch.Tensor | None = None
-    drift: DriftState | None = None
-
-
-@dataclass(frozen=True)
-class StoredChunk:
-    """A finished chunk: `latents` (B, C, 9, h, w), fp32, model space, and the past of the chunk after it."""
-
-    latents: torch.Tensor
-    past: Past
 
 
 @dataclass(frozen=True)
@@ -140,14 +131,14 @@ class RunFolder:
         """Whether the chunk is there. One that is cut off is set aside, and counts as missing."""
         return self._usable(self.chunk_path(key), lambda path: check_tensors(path, "chunk"))
 
-    def load_chunk(self, key: str) -> StoredChunk | None:
+    def load_chunk(self, key: str) -> Chunk | None:
         """The chunk, bit for bit as it was saved, or None when it is missing. A damaged one is set aside first."""
         path = self.chunk_path(key)
         loaded = []
         usable = self._usable(path, lambda path: loaded.append(_load_chunk(path)))
         return loaded[0] if usable else None
 
-    def save_chunk(self, key: str, chunk: StoredChunk) -> None:
+    def save_chunk(self, key: str, chunk: Chunk) -> None:
         """Write the chunk, whole or not at all. Raises OSError when it cannot be written."""
         tensors, facts = pack_memory(chunk.past.memory)
         tensors["latents"] = chunk.latents
@@ -162,7 +153,8 @@ class RunFolder:
         path = self.segment_path(key)
         if path.is_file() and not is_whole(path):
             logger.warning("%s is damaged and will be encoded again", path)
-            path.unlink()
+            remove_file(path)  # or it is written over
+            return False
         return path.is_file()
 
     def _usable(self, path: Path, read) -> bool:
@@ -172,7 +164,7 @@ class RunFolder:
             return False
         except StorageError as fault:
             logger.warning("%s; it is set aside and the chunk made again", fault)
-            os.replace(path, path.with_suffix(".damaged"))
+            patiently(os.replace, path, path.with_suffix(".damaged"))
             return False
         return True
 
@@ -184,7 +176,7 @@ class RunFolder:
         with (self.path / JOURNAL).open("ab") as stream:
             stream.write(line.encode())
             stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
 
     def _end_torn_line(self) -> None:
         """Keep the next record off the line that a killed run left unfinished."""
@@ -239,11 +231,11 @@ class RunFolder:
         return chunk.past.memory
 
 
-def _load_chunk(path: Path) -> StoredChunk:
+def _load_chunk(path: Path) -> Chunk:
     tensors, facts = load_tensors(path, "chunk")
     memory = unpack_memory(path, tensors, facts)
     drift = DriftState(tensors["drift_mean"], tensors["drift_variance"]) if "drift_mean" in tensors else None
-    return StoredChunk(tensors["latents"], Past(memory, tensors.get("noise_stream"), drift))
+    return Chunk(tensors["latents"], Past(memory, tensors.get("noise_stream"), drift))
 
 
 # All runs
@@ -251,11 +243,12 @@ def _load_chunk(path: Path) -> StoredChunk:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in a folder of runs. `num_bytes` is what removing it would free."""
+    """One run in a folder of runs. `num_pieces` are those of finished films; `num_bytes` is what removing it frees."""
 
     name: str
     num_takes: int
     num_chunks: int
+    num_pieces: int
     num_bytes: int
     last_used: float  # seconds since 1970
 
@@ -278,8 +271,9 @@ def remove_run(root: str | os.PathLike[str], name: str) -> RunSummary:
     folder = RunFolder(Path(root) / name)
     with folder.locked():
         # The journal makes a folder a run, so it goes last: a removal that is broken off can be repeated.
-        for part in ("chunks", "segments"):
-            shutil.rmtree(folder.path / part)
+        for part in ("chunks", "segments", "pieces"):
+            if (folder.path / part).is_dir():
+                shutil.rmtree(folder.path / part)
     shutil.rmtree(folder.path)
     return known[name]
 
@@ -295,6 +289,7 @@ def _summary(path: Path) -> RunSummary:
         name=path.name,
         num_takes=len(folder.takes()),
         num_chunks=len(list((path / "chunks").glob("[0-9]*.safetensors"))),
+        num_pieces=len(list((path / "pieces").glob("[0-9]*"))),
         num_bytes=sum(file.st_size for file in files),
         last_used=max(file.st_mtime for file in files),
     )

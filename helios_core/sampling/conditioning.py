@@ -12,19 +12,20 @@ import torch
 
 from ..geometry import FRAMES_PER_CHUNK, LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE
 from ..memory.config import MemoryConfig
-from ..memory.memory import HeliosMemory, Provenance
+from ..memory.memory import HeliosMemory, Provenance, Task
 from .noise import Key, NoiseSource
 
 DEFAULT_SIGMA_RANGE = (0.111, 0.135)
 
-# encode(frames (T, H, W, 3)) -> latents (1, C, 1 + (T - 1) / 4, h, w) in model space, for T = 1 or 33
-Encode = Callable[[torch.Tensor], torch.Tensor]
+# encode(frames (T, H, W, 3), key) -> latents (1, C, 1 + (T - 1) / 4, h, w) in model space, for T = 1 or 33. The key
+# names the draw of an encoder that samples its posterior: no two encodings of a video shall get the same noise.
+Encode = Callable[[torch.Tensor, Key], torch.Tensor]
 
 
 def encode_image(image: torch.Tensor, encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents for `image_memory` of an image (1, H, W, 3): of the image alone, and the tail of 33 frames of it."""
     still = image.expand(FRAMES_PER_CHUNK, -1, -1, -1)
-    return encode(image), encode(still)[:, :, -1:]
+    return encode(image, ()), encode(still, ())[:, :, -1:]
 
 
 def encode_video(
@@ -44,9 +45,11 @@ def encode_video(
         )
     reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK)
     num_chunks = min(len(frames) // FRAMES_PER_CHUNK, reach)
-    first = encode(frames[:1] if first_frame is None else first_frame)
-    tail = frames[len(frames) - num_chunks * FRAMES_PER_CHUNK :]
-    return first, torch.cat([encode(chunk) for chunk in tail.split(FRAMES_PER_CHUNK)], dim=2)
+    first = encode(frames[:1] if first_frame is None else first_frame, ())
+    tail = frames[len(frames) - num_chunks * FRAMES_PER_CHUNK :].split(FRAMES_PER_CHUNK)
+    # Named from the end, as their noise is: a clip cut to what matters is encoded alike.
+    chunks = [encode(chunk, ("video", number)) for number, chunk in zip(range(-num_chunks, 0), tail, strict=True)]
+    return first, torch.cat(chunks, dim=2)
 
 
 def text_memory(
@@ -117,7 +120,7 @@ def video_memory(
     return _memory_of(first_frame_latents, video_latents, "v2v", config)
 
 
-def _memory_of(anchor: torch.Tensor, past: torch.Tensor, task: str, config: MemoryConfig) -> HeliosMemory:
+def _memory_of(anchor: torch.Tensor, past: torch.Tensor, task: Task, config: MemoryConfig) -> HeliosMemory:
     missing = config.num_latent_frames - past.shape[2]
     past = past.float()
     if missing > 0:

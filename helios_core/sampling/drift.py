@@ -60,7 +60,8 @@ class AntiDrift:
             state = DriftState(mean, variance)
         else:
             state = DriftState(
-                torch.lerp(mean, state.mean, self.momentum), torch.lerp(variance, state.variance, self.momentum)
+                torch.lerp(mean, state.mean.to(mean), self.momentum),
+                torch.lerp(variance, state.variance.to(variance), self.momentum),
             )
         mean_distance = (mean - state.mean).norm(dim=1).mean().item()
         variance_distance = (variance - state.variance).norm(dim=1).mean().item()

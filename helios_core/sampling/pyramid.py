@@ -94,7 +94,7 @@ def stage_schedule(schedule: ScheduleConfig, stage: int, num_steps: int, num_tok
 
     span = stage_ranges(schedule)[stage]
     # DMD leaves out the last point, so that its last level lies well above zero.
-    num_points = num_steps + (schedule.solver == "dmd")
+    num_points = num_steps + schedule.is_distilled
     sigmas = np.linspace(0.999, 0.999 / schedule.num_train_timesteps, num_points)[:num_steps]
     timesteps = np.linspace(span.max_timestep, span.min_timestep, num_points)[:num_steps]
     if schedule.use_dynamic_shifting:

@@ -8,10 +8,13 @@ besides model, prompt, seed and memory. The three published variants are three `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from ..typed import plain
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class ScheduleConfig:
                 f"gamma {self.gamma} must lie in (0, 1/3]: more negative correlation than -1/3 cannot hold "
                 "between all four pixels of a block"
             )
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it is the schedule of a model distilled to a few steps without guidance (DMD)."""
+        return self.solver == "dmd"
 
     @classmethod
     def with_stages(cls, num_stages: int, **values: Any) -> ScheduleConfig:
@@ -124,12 +132,14 @@ class SamplingSettings:
     zero_init: bool = True
     zero_steps: int = 1
     amplify_first_chunk: bool = False
-    history_reuse: Literal["off", "stage", "chunk"] = "off"
+    history_reuse: str = "off"
     step_cache: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "step_cache", float(self.step_cache))
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a number, 1 for no guidance")
         if not 0 <= self.step_cache <= 1:
             raise ValueError(
                 f"step_cache is {self.step_cache:g}; allowed: 0 (off) to 1, the part of its size that the velocity may "
@@ -162,7 +172,7 @@ class SamplingSettings:
 
     def steps_in_chunk(self, chunk_index: int) -> tuple[int, ...]:
         """Steps of each stage in that chunk."""
-        amplified = self.amplify_first_chunk and self.schedule.solver == "dmd" and chunk_index == 0
+        amplified = self.amplify_first_chunk and self.schedule.is_distilled and chunk_index == 0
         return tuple(2 * steps for steps in self.steps) if amplified else self.steps
 
 
@@ -180,9 +190,17 @@ VARIANTS: Mapping[str, SamplingSettings] = {
 
 def variant_of(settings: SamplingSettings) -> str:
     """Name of the published variant that has this kind of schedule: "base", "mid" or "distilled"."""
-    if settings.schedule.solver == "dmd":
+    if settings.schedule.is_distilled:
         return "distilled"
     return "base" if settings.schedule.num_stages == 1 else "mid"
+
+
+def model_title(settings: SamplingSettings) -> str:
+    """What a model with these settings is called in sentences: "Helios Mid", or "Helios" when its pyramid is that of no
+    published variant (the demo's)."""
+    variant = variant_of(settings)
+    is_published = settings.schedule.num_stages == VARIANTS[variant].schedule.num_stages
+    return f"Helios {variant.capitalize()}" if is_published else "Helios"
 
 
 def settings_from_folder(folder: Path) -> SamplingSettings | None:
@@ -214,7 +232,7 @@ def settings_from_folder(folder: Path) -> SamplingSettings | None:
 def parse_steps(text: str) -> tuple[int, ...]:
     """ "2,2,2" -> (2, 2, 2). Raises ValueError for anything but whole numbers from 1 to 1000."""
     try:
-        steps = tuple(int(part) for part in text.split(","))
+        steps = tuple(int(part) for part in plain(text).split(","))
     except ValueError:
         steps = ()
     if not steps or not all(1 <= number <= 1000 for number in steps):

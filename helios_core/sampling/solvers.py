@@ -1,4 +1,4 @@
-"""Steps along the flow, each a function of the sample, the velocity and an explicit state.
+"""Steps along the flow, each a function of the sample, what gives velocities, and an explicit state.
 
 Conventions: sample x = (1 - sigma) * data + sigma * noise, velocity v = noise - data, hence data = x - sigma * v.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..transfer import to_device, to_float64
 from .pyramid import StageSchedule
 
 
@@ -26,47 +27,49 @@ class SolverState:
     order: int = 0
 
 
-Solver = Callable[[torch.Tensor, torch.Tensor, StageSchedule, SolverState], tuple[torch.Tensor, SolverState]]
+# velocity(x, timestep) -> the velocity of the sample x at a timestep: asked for as often as the solver needs it.
+Velocity = Callable[[torch.Tensor, float], torch.Tensor]
+# (the sample at the next noise level, the estimate of the clean sample that led there, the state after the step)
+StepTaken = tuple[torch.Tensor, torch.Tensor, SolverState]
+Solver = Callable[[torch.Tensor, Velocity, StageSchedule, SolverState], StepTaken]
 
 
-def euler_step(
-    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
-) -> tuple[torch.Tensor, SolverState]:
+def euler_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, state: SolverState) -> StepTaken:
     """Straight on along the velocity; the result takes the velocity's dtype."""
     sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
-    x = (x.float() + (next_sigma - sigma) * velocity).to(velocity.dtype)
-    return x, replace(state, index=state.index + 1)
+    v = velocity(x, schedule.timesteps[state.index])
+    data = x - sigma * v
+    x = (x.float() + (next_sigma - sigma) * v).to(v.dtype)
+    return x, data, replace(state, index=state.index + 1)
 
 
-def dmd_step(
-    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
-) -> tuple[torch.Tensor, SolverState]:
+def dmd_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, state: SolverState) -> StepTaken:
     """Jump to the clean sample, then back to the next noise level with the stage's own start as the noise
-    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64."""
+    (distribution matching distillation, arXiv 2311.18828, without fresh noise). Computed in fp64, on the CPU where the
+    device has none, so that every device gives the same bits."""
     sigma, next_sigma = schedule.sigmas[state.index : state.index + 2]
-    data = (x.double() - sigma * velocity.double()).to(velocity.dtype)
+    v = velocity(x, schedule.timesteps[state.index])
+    data = (to_float64(x) - sigma * to_float64(v)).to(v.dtype)
+    ahead = data
     if next_sigma > 0:
-        x = ((1 - next_sigma) * data.double() + next_sigma * state.start.double()).to(state.start.dtype)
-    else:
-        x = data
-    return x, replace(state, index=state.index + 1)
+        ahead = ((1 - next_sigma) * data.double() + next_sigma * to_float64(state.start)).to(state.start.dtype)
+    return to_device(ahead, x.device), to_device(data, x.device), replace(state, index=state.index + 1)
 
 
-def unipc_step(
-    x: torch.Tensor, velocity: torch.Tensor, schedule: StageSchedule, state: SolverState
-) -> tuple[torch.Tensor, SolverState]:
+def unipc_step(x: torch.Tensor, velocity: Velocity, schedule: StageSchedule, state: SolverState) -> StepTaken:
     """UniPC of order 2, B(h) = e^h - 1 ("bh2"), on the clean sample (arXiv 2302.04867, algorithms 5 and 6).
 
     The step that led here is corrected by what the model says here; then one step is predicted. The first and
     the last step of a stage are of order 1.
     """
     index, num_steps = state.index, len(schedule.timesteps)
-    data = (x - schedule.sigmas[index] * velocity, *state.data)[:3]
+    v = velocity(x, schedule.timesteps[index])
+    data = (x - schedule.sigmas[index] * v, *state.data)[:3]
     if index > 0:
         x = _unipc_correct(data, schedule, state)
     order = min(2, num_steps - index, index + 1)
     state = SolverState(state.start, index + 1, data, previous=x, order=order)
-    return _unipc_predict(x, data, schedule, index, order), state
+    return _unipc_predict(x, data, schedule, index, order), data[0], state
 
 
 def _log_snr(sigma: float) -> float:
@@ -96,6 +99,7 @@ def _unipc_predict(x, data, schedule: StageSchedule, index: int, order: int) -> 
 def _unipc_correct(data, schedule: StageSchedule, state: SolverState) -> torch.Tensor:
     """Redo the step from level index - 1 to `index`, now that the clean sample data[0] is known at its end."""
     index, sigmas = state.index, schedule.sigmas
+    assert state.previous is not None, "only a stage's first step has none, and is not corrected"
     base, h, weight = _exponential_step(state.previous, data[1], sigmas[index - 1], sigmas[index])
     change = data[0] - data[1]
     if state.order == 1:

@@ -9,7 +9,7 @@ import logging
 import re
 from pathlib import Path
 
-from .settings import VARIANTS, SamplingSettings, variant_of
+from .settings import VARIANTS, SamplingSettings, model_title, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +45,22 @@ def choose_variant(path: Path, from_files: SamplingSettings | None, chosen: str 
 
 def sampling_advice(trained: SamplingSettings, used: SamplingSettings) -> list[str]:
     """What to say, in sentences, about settings that are far from those the variant was `trained` for."""
-    name = variant_of(trained).capitalize()
+    name = model_title(trained)
     advice = []
     if used.guided and not trained.guided:
         advice.append(
-            f"guidance_scale is {used.guidance_scale:g}, but Helios {name} was distilled to do without: it takes twice "
+            f"guidance_scale is {used.guidance_scale:g}, but {name} was distilled to do without: it takes twice "
             "the time and gives harsh colours. Use 1"
         )
     if trained.guided and not used.guided:
         advice.append(
-            f"guidance_scale is {used.guidance_scale:g}, so the negative prompt has no effect; Helios {name} needs "
+            f"guidance_scale is {used.guidance_scale:g}, so the negative prompt has no effect; {name} needs "
             f"guidance (about {trained.guidance_scale:g}) to follow the prompt"
         )
     num_used, num_trained = sum(used.steps), sum(trained.steps)
     if not num_trained / _FAR <= num_used <= num_trained * _FAR:
         advice.append(
-            f"steps {list(used.steps)} are {num_used} in all; Helios {name} is made for {list(trained.steps)}. "
+            f"steps {list(used.steps)} are {num_used} in all; {name} is made for {list(trained.steps)}. "
             + ("Fewer leave noise" if num_used < num_trained else "More take time and change little")
         )
     return advice

@@ -4,19 +4,22 @@
     0s: a fox in the snow
     5s blend 2: it looks up
         and lifts a paw          (a line that begins with a space goes on with the prompt)
-    chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png": night falls
+    chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png" lora snow.safetensors 0.8: night falls
     end 20s
 
-Times in seconds are moved to the nearest chunk. `web/timeline/text.js` reads and writes the same form, with the same
+Times in seconds are moved to the nearest chunk; 00:05 is 5s. Case, full-width signs and invisible characters do not
+matter before the colon. `web/timeline/text.js` reads and writes the same form, with the same
 errors; `tests/schedule_cases.json` holds both to it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NoReturn
 
 from ..geometry import FRAME_RATE
+from ..typed import CHOICE, NOTE, by_frame, in_their_place, plain_head, visible, written_elsewhere
 from .schedule import (
     BLEND_SHAPES,
     CHECKS,
@@ -34,10 +37,12 @@ from .schedule import (
 _TOKEN = re.compile(r'[ \t]*(?:(:)|"([^"]*)"|([^ \t:"]+)|(")|$)')
 _WHOLE = re.compile(r"-?[0-9]{1,30}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,17})?")
-_SECONDS = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)s")
-_END = re.compile(r"end(?:[ \t]|$)")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/\-]+")
-_OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor")
+_SECONDS = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)(?:s|secs?|seconds?)")
+_BARE_NUMBER = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?")
+_UNIT = re.compile(r"[ \t]+(?:s|secs?|seconds?)(?=[ \t:]|$)", re.IGNORECASE)
+_CLOCK = re.compile(r"[ \t]*([0-9]{1,4}):([0-5][0-9])(?::([0-5][0-9]))?(\.[0-9]{1,9})?(?=[ \t:]|$)")
+_END = re.compile(r"end(?:[ \t]|$)", re.IGNORECASE)
+_OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor", "lora")
 
 
 class ScheduleError(ValueError):
@@ -56,23 +61,28 @@ def parse_schedule(
     `blend` (chunks) and `shape` are those of segments that name none. Raises ScheduleError with line and column, or
     ValueError for JSON that is no schedule.
     """
-    if text.lstrip(" \t\r\n").startswith("{"):
+    text = visible(text)
+    start = text.lstrip(" \t\r\n")
+    if start.startswith("{") and not CHOICE.match(start):
+        _check_no_frames(start, frame_rate)
         return PromptSchedule.from_json(text, blend=blend, shape=shape)
     entries: list[dict[str, Any]] = []
     prompts: list[list[str]] = []
     num_chunks = None
     lines = re.split(r"\r\n|\r|\n", text)
-    for number, content in enumerate(lines, start=1):
-        position = find_control_character(content)
+    for number, typed in enumerate(lines, start=1):
+        position = find_control_character(typed)
         if position is not None:
-            raise ScheduleError(number, position + 1, control_character_message(content[position]))
-        if content.startswith("#"):
+            raise ScheduleError(number, position + 1, control_character_message(typed[position]))
+        if typed.startswith(("#", "//")):
             continue
+        content = plain_head(typed)
         if not content.strip(" \t"):
             if prompts:
                 prompts[-1].append("")
             continue
         line = _Line(number, content, frame_rate)
+        line.check_plain()
         if num_chunks is not None:
             line.fail(1, 'nothing may follow the line with "end"')
         if content[0] in " \t":
@@ -91,34 +101,15 @@ def parse_schedule(
     return PromptSchedule(tuple(segments), num_chunks, blend, shape)
 
 
-def format_schedule(schedule: PromptSchedule) -> str:
-    """The text form, with starts in chunks. `parse_schedule`, given its `blend` and `shape`, reads it back equal."""
-    lines = [format_segment(segment) for segment in schedule.segments]
-    if schedule.num_chunks is not None:
-        lines.append(f"end chunk {schedule.num_chunks}")
-    return "\n".join(lines) + "\n"
-
-
-def format_segment(segment: Segment) -> str:
-    words = [f"chunk {segment.start}"]
-    if segment.blend is not None:
-        words.append(f"blend {segment.blend}")
-    if segment.shape is not None:
-        words.append(segment.shape)
-    if segment.seed is not None:
-        words.append(f"seed {segment.seed}")
-    if segment.guidance_scale is not None:
-        words.append(f"guidance {_plain_number(segment.guidance_scale)}")
-    if segment.anchor is not None:
-        plain = _PLAIN_NAME.fullmatch(segment.anchor)
-        words.append(f"anchor {segment.anchor}" if plain else f'anchor "{segment.anchor}"')
-    prompt = segment.prompt.replace("\n", "\n    ")
-    return f"{' '.join(words)}: {prompt}"
-
-
-def _plain_number(value: float) -> str:
-    """The shortest decimals that give the value back. Guidance lies from 1 to 30, so there is no exponent."""
-    return str(int(value)) if value == int(value) else repr(value)
+def _check_no_frames(text: str, frame_rate: float) -> None:
+    """Raise ValueError, with the text to write, for JSON of prompts by frame numbers, as other packs have it."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(values, dict) and values and all(re.fullmatch("[0-9]{1,9}", key) for key in values):
+        lines = [by_frame(int(frame), str(prompt), frame_rate) for frame, prompt in values.items()]
+        raise ValueError(f"this is JSON by frame numbers; {in_their_place(lines)}")
 
 
 class _Line:
@@ -132,9 +123,20 @@ class _Line:
     def fail(self, column: int, message: str) -> NoReturn:
         raise ScheduleError(self.number, column, message)
 
+    def check_plain(self) -> None:
+        """Raise for what CLIP Text Encode would put in or leave out of a prompt; a schedule's prompts stay as they
+        are."""
+        choice, note = CHOICE.search(self.content), NOTE.search(self.content)
+        if choice:
+            self.fail(choice.start() + 1, "a schedule makes no choice between {a|b}; write the one that is meant")
+        if note:
+            message = "a note behind // would go into the prompt; put it on a line that begins with #"
+            self.fail(note.start() + 2, message)
+
     def next(self) -> str | None:
         """The next word or ":", or None at the end of the line. A quoted name is given without its quotes."""
         match = _TOKEN.match(self.content, self.position)
+        assert match is not None, "the pattern fits anywhere: at worst at the end of the line"
         colon, quoted, word, quote = match.groups()
         self.position = match.end()
         self.quoted = quoted is not None
@@ -156,12 +158,19 @@ class _Line:
 
     def segment(self, previous: int | None) -> tuple[dict[str, Any], str]:
         """(fields of the segment, first line of its prompt)."""
+        elsewhere = written_elsewhere(self.content, self.frame_rate)
+        if elsewhere:
+            self.fail(1, in_their_place(elsewhere))
         start = self.time('a start such as "5s" or "chunk 4"')
         self.check(1, check_order, previous, start)
         entry: dict[str, Any] = {"start": start}
         while (token := self.next()) != ":" or self.quoted:
+            typed, token = token, (token or "").lower()
             if token not in _OPTIONS or self.quoted:
-                self.expect(f'{", ".join(_OPTIONS)} or ":"', token)
+                self.expect(f'{", ".join(_OPTIONS)} or ":"', typed)
+            if token == "lora":
+                self.lora(entry.setdefault("loras", []))
+                continue
             name = "shape" if token in BLEND_SHAPES else "guidance_scale" if token == "guidance" else token
             if name in entry:
                 self.fail(self.column, f"{'the blend shape' if name == 'shape' else token} is given twice")
@@ -180,15 +189,22 @@ class _Line:
         return chunk
 
     def time(self, what: str) -> int:
-        """A time "5s" or "chunk 4", as a chunk."""
+        """A time "5s", "00:05" or "chunk 4", as a chunk."""
+        clock = _CLOCK.match(self.content, self.position)
+        if clock:
+            self.position = clock.end()
+            return self.seconds(1, _clock_seconds(*clock.groups()))
         token = self.next()
         column = self.column
-        seconds = _SECONDS.fullmatch(token or "")
-        if seconds and not self.quoted:
-            value = float(seconds.group(1))
-            # Beyond all bounds, and then not a number that a chunk can be counted with.
-            chunk = nearest_chunk(min(value, 1e12), self.frame_rate)
-        elif token == "chunk" and not self.quoted:
+        word = "" if self.quoted or token is None else token.lower()
+        unit = _UNIT.match(self.content, self.position) if _BARE_NUMBER.fullmatch(word) else None
+        if unit:
+            self.position = unit.end()
+            word += "s"
+        seconds = _SECONDS.fullmatch(word)
+        if seconds:
+            return self.seconds(column, float(seconds.group(1)))
+        if word == "chunk":
             token = self.next()
             column = self.column
             if token is None or self.quoted or not _WHOLE.fullmatch(token):
@@ -198,6 +214,30 @@ class _Line:
             self.expect(what, token)
         self.check(column, check_start, chunk)
         return chunk
+
+    def seconds(self, column: int, value: float) -> int:
+        # Beyond all bounds, and then not a number that a chunk can be counted with.
+        chunk = nearest_chunk(min(value, 1e12), self.frame_rate)
+        self.check(column, check_start, chunk)
+        return chunk
+
+    def lora(self, loras: list[tuple[str, float]]) -> None:
+        """The name of a LoRA and, if a number follows, its strength."""
+        name = self.next()
+        column = self.column
+        if name is None or (name == ":" and not self.quoted):
+            self.expect('the name of a file after "lora"', name)
+        self.check(column, CHECKS["lora"], name)
+        if any(name == other for other, _ in loras):
+            self.fail(column, f"the LoRA {json.dumps(name, ensure_ascii=False)} is given twice")
+        before = self.position
+        token = self.next()
+        if token is None or self.quoted or not _NUMBER.fullmatch(token):
+            self.position = before
+            loras.append((name, 1.0))
+            return
+        self.check(self.column, CHECKS["strength"], float(token))
+        loras.append((name, float(token)))
 
     def value(self, option: str) -> int | float | str:
         token = self.next()
@@ -213,3 +253,11 @@ class _Line:
             value = float(token) if option == "guidance" else int(token)
         self.check(column, CHECKS[option], value)
         return value
+
+
+def _clock_seconds(first: str, second: str, third: str | None, fraction: str | None) -> float:
+    """01:02.5 -> 62.5, and with three parts the first is hours."""
+    seconds = int(first) * 60 + int(second)
+    if third is not None:
+        seconds = seconds * 60 + int(third)
+    return seconds + float(fraction or 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -20,11 +20,12 @@ from ..geometry import (
     VAE_SPATIAL_STRIDE,
     VAE_TEMPORAL_STRIDE,
 )
+from ..sampling.noise import Key
 from .wan_vae import DECODER_DTYPES, LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
 from .wan_vae_file import load_wan_vae, vae_folder
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+# noise(shape, key) -> unit normal noise for a sample of the posterior
+PosteriorNoise = Callable[[torch.Size, Key], torch.Tensor]
 
 
 class Codec(Protocol):
@@ -34,8 +35,9 @@ class Codec(Protocol):
     multiple of 33. Latents are (B, 16, 1 + k, H/8, W/8), or 9 latent frames for each 33 frames.
     """
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Latents, float32 in model space. Raises ValueError for a shape that is not as above."""
+    def encode(self, pixels: torch.Tensor, key: Key = ()) -> torch.Tensor:
+        """Latents, float32 in model space; `key` names the noise of a sample of the posterior, where one is drawn.
+        Raises ValueError for a shape that is not as above."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -47,11 +49,11 @@ class WanCodec:
     """A Wan VAE of any width, with model space on its latent side.
 
     Encoding is in float32 and takes the mean of the posterior or, when `noise` is given, a sample mean + std *
-    noise(shape) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the VAE's
-    `decoding` says. Chunks go through the VAE one at a time.
+    noise(shape, key) with unit normal noise, one call for each chunk, as the reference draws it. Decoding is as the
+    VAE's `decoding` says. Chunks go through the VAE one at a time.
     """
 
-    def __init__(self, vae: WanVAE, *, noise: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
+    def __init__(self, vae: WanVAE, *, noise: PosteriorNoise | None = None) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.noise = noise
 
@@ -70,7 +72,7 @@ class WanCodec:
         device: torch.device | str = "cpu",
         *,
         decoding: Decoding | None = None,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
+        noise: PosteriorNoise | None = None,
     ) -> WanCodec:
         """Load a VAE folder, or the `vae` in a whole model's folder, to go latent frame by latent frame.
 
@@ -85,10 +87,13 @@ class WanCodec:
         return self.vae.conv1.weight.device
 
     @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, key: Key = ()) -> torch.Tensor:
         """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
         _check_pixels(pixels)
-        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
+        chunks = pixels.split(FRAMES_PER_CHUNK, dim=2)
+        # The first keeps the plain key, so that a clip of one chunk draws what it always has.
+        keys = [key, *((*key, number) for number in range(1, len(chunks)))]
+        return torch.cat([self._encode_chunk(*pair) for pair in zip(chunks, keys, strict=True)], dim=2)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -96,10 +101,10 @@ class WanCodec:
         _check_latents(latents)
         return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
 
-    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encode_chunk(self, pixels: torch.Tensor, key: Key) -> torch.Tensor:
         latents, deviation = self.vae.posterior(pixels.to(self.device, torch.float32))
         if self.noise is not None:
-            latents = latents + deviation * self.noise(latents.shape).to(latents)
+            latents = latents + deviation * self.noise(latents.shape, key).to(latents)
         mean, std = self._statistics()
         return (latents - mean) / std
 
@@ -110,85 +115,8 @@ class WanCodec:
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
-        return tuple(
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
-        )
-
-
-class DiffusersWanCodec:
-    """The Wan VAE of diffusers, with model space on its latent side.
-
-    `vae` is an AutoencoderKLWan that the caller loaded; Helios runs it in float32. Encoding takes the mean
-    of the posterior or, when `noise` is given, a sample mean + std * noise(shape) with unit normal noise, one
-    call for each chunk, as the reference draws it. Chunks go through the VAE one at a time.
-    """
-
-    def __init__(
-        self,
-        vae: AutoencoderKLWan,
-        *,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
-    ) -> None:
-        self.vae = vae
-        self.noise = noise
-
-    @classmethod
-    def from_folder(
-        cls,
-        path: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        noise: Callable[[torch.Size], torch.Tensor] | None = None,
-    ) -> DiffusersWanCodec:
-        """Load a VAE folder, or the `vae` in a whole model's folder. Reads safetensors only, never downloads.
-
-        Raises ImportError without diffusers and FileNotFoundError when the folder holds no VAE.
-        """
-        try:
-            from diffusers import AutoencoderKLWan  # optional: only this method needs it
-        except ImportError as fault:
-            raise ImportError("reading a diffusers VAE needs diffusers 0.33 or newer: pip install diffusers") from fault
-        path = Path(path)
-        for folder in (path / "vae", path):
-            if (folder / "config.json").is_file():
-                break
-        else:
-            raise FileNotFoundError(f"no VAE in {path}: expected config.json there or in its folder vae")
-        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-        return cls(vae.to(device).eval().requires_grad_(False), noise=noise)
-
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, T, H, W) to latents as `Codec` says."""
-        _check_pixels(pixels)
-        return _by_chunk(self._encode_chunk, pixels, FRAMES_PER_CHUNK)
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, 16, T, h, w) to pixels as `Codec` says."""
-        _check_latents(latents)
-        return _by_chunk(self._decode_chunk, latents, LATENT_FRAMES_PER_CHUNK)
-
-    def _encode_chunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        latents = posterior.mean
-        if self.noise is not None:
-            latents = latents + posterior.std * self.noise(latents.shape).to(latents)
-        mean, inverse_std = self._statistics()
-        return ((latents - mean) * inverse_std).float()
-
-    def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, inverse_std = self._statistics()
-        latents = latents.to(self.vae.device, self.vae.dtype) / inverse_std + mean
-        return self.vae.decode(latents, return_dict=False)[0].float()
-
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and 1 / std of the VAE's latents, (1, 16, 1, 1, 1) each, in the VAE's type."""
-        mean = torch.tensor(self.vae.config.latents_mean).view(1, -1, 1, 1, 1)
-        inverse_std = 1 / torch.tensor(self.vae.config.latents_std).view(1, -1, 1, 1, 1)
-        where = {"device": self.vae.device, "dtype": self.vae.dtype}
-        return mean.to(**where), inverse_std.to(**where)
+        mean, std = (torch.tensor(values, device=self.device) for values in (LATENTS_MEAN, LATENTS_STD))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
 def _by_chunk(code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int) -> torch.Tensor:

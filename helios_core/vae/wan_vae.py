@@ -89,7 +89,29 @@ def _layout(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last_3d if is_channels_last else torch.contiguous_format
 
 
-class CausalConv3d(nn.Conv3d):
+class Convolution(nn.Conv3d):
+    """nn.Conv3d that is fast on a CPU at every size.
+
+    torch hands a convolution of one clip to oneDNN only where channels x frames x height are more than 20480, and takes
+    three to fifteen times as long below. At those sizes oneDNN is asked for here. What is chosen depends on shapes
+    alone; the two round differently.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, C, T, H, W), with the frames that the kernel looks back on."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or not _may_ask_onednn():
+            return super().forward(x)
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+def _may_ask_onednn() -> bool:
+    """Whether this torch has it, and whether it is not a compiler that looks, which knows nn.Conv3d only."""
+    return not torch.compiler.is_compiling() and torch.backends.mkldnn.is_available()
+
+
+class CausalConv3d(Convolution):
     """Convolution over (t, y, x). Its frames come with those before them (see `Past`), and it sees no later ones."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
@@ -166,7 +188,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, halves_time: bool) -> None:
         super().__init__()
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if halves_time else None
+        self.time_conv = Convolution(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if halves_time else None
 
     def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
         x = _by_frame(self.resample, x)
@@ -186,7 +208,7 @@ class Upsample(nn.Module):
         self.resample = nn.Sequential(
             nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(channels, channels // 2, 3, padding=1)
         )
-        self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1)) if doubles_time else None
+        self.time_conv = Convolution(channels, 2 * channels, (3, 1, 1)) if doubles_time else None
 
     def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
         return _by_frame(self.resample, x if self.time_conv is None else self._double_time(x, past))
@@ -283,8 +305,8 @@ class WanVAE(nn.Module):
         super().__init__()
         self.piece = piece
         self.encoder = Encoder(dim)
-        self.conv1 = nn.Conv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
-        self.conv2 = nn.Conv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+        self.conv1 = Convolution(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
+        self.conv2 = Convolution(LATENT_CHANNELS, LATENT_CHANNELS, 1)
         self.decoder = Decoder(dim)
         self.decoding = Decoding()
         self._decode_piece = _code_piece

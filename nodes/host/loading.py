@@ -11,8 +11,9 @@ import torch
 from ...helios_core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...helios_core.checkpoint.loading import load_transformer
 from ...helios_core.report.cost import num_parameters
-from ...helios_core.sampling.settings import SamplingSettings, variant_of
+from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import choose_variant
+from .file_content import files_content
 from .layers import QuantisedLayers, host_formats
 from .mapped import MappedWeights
 from .model import HeliosModel, HeliosModelConfig
@@ -86,12 +87,18 @@ def make_patcher(
         keep_quantised=QuantisedLayers(compute, load_device, WEIGHT_DTYPES[weight_dtype], fast),
         **({} if mapped is None else {"read": mapped.read, "store": mapped.store}),
     )
-    model = HeliosModel(transformer, settings, name, manual_cast)
+    made_from = {
+        "weights": files_content({entry.file for entry in checkpoint.tensors.values()}),
+        "dtype": f"{storage} computed in {compute}",
+        # What else the choice means: fp8 products, and which quantised weights are kept as they are stored.
+        "weight_dtype": weight_dtype if fast or checkpoint.is_quantised else "",
+    }
+    model = HeliosModel(transformer, settings, name, manual_cast, made_from)
     if mapped is not None:
         mapped.let_go()
     patcher = patcher_class(dynamic)(model, load_device=load_device, offload_device=offload_device)
     logger.info(
-        "Helios %s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
-        variant_of(settings), name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
+        "%s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
+        model_title(settings), name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
     )  # fmt: skip
     return patcher

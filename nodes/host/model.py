@@ -4,8 +4,9 @@ ComfyUI then manages the weights (offloading, partial loading, LoRA) as it does 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.model_base
@@ -14,13 +15,12 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ...helios_core.fingerprint import model_fingerprint
 from ...helios_core.model.attention import AttentionFunction
 from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
+from .attention import chosen_attention
 from .lora import with_lora_names
 from .patcher import is_dynamic
 
@@ -47,6 +47,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         settings: SamplingSettings,
         name: str,
         manual_cast_dtype: torch.dtype | None,
+        made_from: Mapping[str, str],
     ) -> None:
         config = HeliosModelConfig({"disable_unet_model_creation": True})
         config.manual_cast_dtype = manual_cast_dtype
@@ -54,8 +55,8 @@ class HeliosModel(comfy.model_base.BaseModel):
         self.diffusion_model = transformer
         self.settings = settings
         self.name = name
-        # Taken now, before LoRAs are written into the weights.
-        self.fingerprint = model_fingerprint(transformer)
+        self.made_from = made_from  # name of a part -> what it is; see identity.py
+        self.described_adapters = WeakKeyDictionary()  # LoRAs beside the layers; see describe.py
         self.unfinished_run = None  # a stopped run's chunks; see run.py
 
     def state_dict(self, *args, **kwargs):
@@ -133,7 +134,7 @@ def comfy_attention(transformer_options: dict) -> AttentionFunction:
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_compiling():
             check_cancelled()
-        return optimized_attention(
+        return chosen_attention(query.device)(
             query,
             key,
             value,

@@ -18,7 +18,7 @@ from server import PromptServer
 
 from ...helios_core.report.eta import JobClock
 from ...helios_core.run.pace import in_words
-from ...helios_core.sampling.loop import StepDone
+from ...helios_core.sampling.hooks import StepDone
 
 UNITS_PER_CHUNK = 1000  # of the bar
 COLUMNS = 3  # of the picture: nine frames are 3 x 3

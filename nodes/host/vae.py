@@ -6,16 +6,18 @@ import comfy.latent_formats
 import comfy.utils
 import torch
 
+from ...helios_core.fingerprint import fingerprint
 from ...helios_core.memory.memory import HeliosMemory
+from ...helios_core.sampling.noise import Key
 from ...helios_core.script.blending import EncodedSchedule
 from .model import check_cancelled
 from .video_wire import fit_frames
 
 
-def check_vae(vae) -> None:
-    """Raise ValueError unless `vae` has the latent geometry of the Wan 2.1 VAE."""
+def check_vae(vae, purpose: str = "to decode the latents") -> None:
+    """Raise ValueError unless `vae`, which is there for that purpose, has the latent geometry of the Wan 2.1 VAE."""
     if vae is None:
-        raise ValueError("an image or video is connected but no VAE: connect a VAELoader with wan_2.1_vae.safetensors")
+        raise ValueError(f"no VAE is connected {purpose}: connect Load VAE (VAELoader) with wan_2.1_vae.safetensors")
     if (vae.latent_channels, vae.latent_dim) != (16, 3):
         raise ValueError(
             f"this VAE has {vae.latent_channels} latent channels in {vae.latent_dim} dimensions; Helios needs the "
@@ -29,17 +31,26 @@ def encode_anchors(script: EncodedSchedule, chunks: range, vae, memory: HeliosMe
     if pictures and vae is None:
         raise ValueError("the schedule sets anchor pictures: connect the Wan 2.1 VAE to vae, or remove the anchors")
     if pictures:
-        check_vae(vae)
+        check_vae(vae, "to encode the anchor pictures")
     return {
         chunk: encode_frames(vae, memory.width, memory.height, "crop", picture[None])
         for chunk, picture in pictures.items()
     }
 
 
-def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor) -> torch.Tensor:
+def anchor_identities(script: EncodedSchedule, chunks: range, codec: str, memory: HeliosMemory) -> dict[int, str]:
+    """What the latents of `encode_anchors` are made from; `codec` is the identity of the VAE."""
+    size = (memory.width, memory.height)
+    return {
+        chunk: fingerprint("anchor", picture, size, "crop", codec)
+        for chunk, picture in script.anchors_in(chunks).items()
+    }
+
+
+def encode_frames(vae, width: int, height: int, resize: str, frames: torch.Tensor, key: Key = ()) -> torch.Tensor:
     """IMAGE (T, H, W, 3 or 4), T = 1 + 4k -> latents (1, 16, 1 + k, height/8, width/8) in model space.
 
-    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it.
+    ComfyUI's VAE gives the mean of the posterior; diffusers' pipelines draw a sample from it, which `key` would name.
     """
     latents = vae.encode(fit_frames(frames[..., :3], width, height, resize))
     return comfy.latent_formats.Wan21().process_in(latents)

@@ -23,6 +23,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
+# About the pack's own words, files and arithmetic, which no version of ComfyUI changes. Marked as a whole; single tests
+# of other files carry the mark themselves.
+NEWEST_ONLY = (
+    "test_errors", "test_graph_benchmark", "test_inspector", "test_locales", "test_next_frontend", "test_output_names",
+    "test_schedule", "test_speed",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
+        "all checkouts but the newest (-m 'not newest_only')",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in NEWEST_ONLY:
+            item.add_marker("newest_only")
+
 
 def pytest_terminal_summary(terminalreporter):
     if CHECKOUT is None:
@@ -99,8 +121,10 @@ def clip_file(home):
 
 @pytest.fixture(scope="session")
 def server(home, models):
-    """ComfyUI with the pack, in a process of its own."""
+    """ComfyUI with the pack, in a process of its own; with the frontend in $HELIOS_FRONTEND where that is set (the
+    `static` folder of an unpacked comfyui_frontend_package)."""
     from harness.server import Server
 
-    with Server(home) as server:
+    frontend = os.environ.get("HELIOS_FRONTEND")
+    with Server(home, options=("--cpu", *(["--front-end-root", frontend] if frontend else []))) as server:
         yield server

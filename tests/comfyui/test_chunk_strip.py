@@ -9,6 +9,7 @@ import time
 from io import BytesIO
 
 import pytest
+from harness.checkout import PACK
 from harness.samples import small_graph, the_node
 from PIL import Image
 
@@ -27,7 +28,7 @@ def graph(comfyui, models, request):
 
 @pytest.fixture
 def module(comfyui):
-    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.chunk_strip")]
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.chunk_strip")]
     return module
 
 
@@ -225,3 +226,18 @@ def test_a_websocket_client_gets_the_events_and_can_play_each_chunk(server, grap
         place = urlencode({name: data[name] for name in ("filename", "subfolder", "type")})
         with urlopen(f"{server.url}/view?{place}") as response:
             assert response.read()[4:8] == b"ftyp"
+
+
+def test_the_strip_knows_of_each_input_of_the_node_which_chunks_a_change_of_it_concerns(comfyui):
+    """A new input has to be put in its place here and, if it concerns all chunks, into the page's list."""
+    inputs = comfyui.object_info(["HeliosLongVideo"])["HeliosLongVideo"]["input"]
+    widgets = {
+        name
+        for section in inputs.values()
+        for name, (kind, *_) in section.items()
+        if kind in ("INT", "FLOAT", "STRING", "BOOLEAN")
+    }
+    script = (PACK / "web" / "strip" / "model.js").read_text(encoding="utf-8")
+    for_all_chunks = set(json.loads(re.search(r"FOR_ALL_CHUNKS = (\[.*?\]);", script, re.DOTALL)[1]))
+    by_chunk, length, for_no_chunk = {"seed", "reroll"}, {"chunks", "seconds"}, {"filename_prefix", "overlap_vae"}
+    assert widgets == for_all_chunks | by_chunk | length | for_no_chunk

@@ -67,6 +67,36 @@ def test_guidance_without_a_negative_prompt_says_how_to_go_on(graph, error_of):
     assert "guidance_scale" in error
 
 
+def test_two_conditions_are_refused_with_advice_that_works(comfyui, graph, error_of):
+    _, inputs = the_node(graph, "HeliosChunkSampler")
+    one = inputs["positive"]
+    graph["two"] = {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": one, "conditioning_2": one}}
+    inputs["positive"] = ["two", 0]
+    assert "ConditioningAverage" in error_of(graph)
+    average = {"conditioning_to": one, "conditioning_from": one, "conditioning_to_strength": 0.5}
+    graph["two"] = {"class_type": "ConditioningAverage", "inputs": average}
+    assert comfyui.run_graph(graph).success
+
+
+def test_joined_prompts_that_are_too_long_are_refused_with_what_to_do(graph, error_of):
+    _, inputs = the_node(graph, "HeliosChunkSampler")
+    one = inputs["positive"]
+    graph["two"] = {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": one, "conditioning_2": one}}
+    inputs["positive"] = ["two", 0]
+    assert "ConditioningConcat" not in error_of(graph)
+    graph["two"] = {"class_type": "ConditioningConcat", "inputs": {"conditioning_to": one, "conditioning_from": one}}
+    error = error_of(graph)
+    assert "1024 tokens" in error
+    assert "write them as one text" in error
+
+
+def test_every_size_that_base_can_make_can_be_typed(comfyui):
+    inputs = comfyui.object_info(["HeliosContext"])["HeliosContext"]["input"]["required"]
+    for name in ("width", "height"):
+        options = inputs[name][1]
+        assert (options["min"] % 16, 16 % options["step"]) == (0, 0)
+
+
 def test_an_image_without_a_vae_names_the_loader_and_the_file(graph, error_of):
     graph["image"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
     the_node(graph, "HeliosContext")[1]["image"] = ["image", 0]
@@ -101,6 +131,11 @@ def test_video_combine_with_nothing_connected_says_what_to_connect(comfyui, mode
     error = error_of({"1": {"class_type": "HeliosVideoCombine", "inputs": inputs}})
     assert "latents" in error
     assert "images" in error
+
+
+def test_latents_without_a_vae_are_told_apart_from_pictures_without_one(graph, error_of):
+    del the_node(graph, "HeliosVideoCombine")[1]["vae"]
+    assert "no VAE is connected to decode the latents" in error_of(graph)
 
 
 def test_another_models_file_is_recognised_for_what_it_is(graph, error_of, models, home):

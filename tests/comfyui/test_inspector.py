@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 from harness.samples import small_graph, the_node
+
+from helios_core.media.writer import VideoWriter
 
 
 @pytest.fixture
@@ -74,3 +77,23 @@ def test_a_report_needs_one_source(comfyui, graph):
     sampler, _ = the_node(graph, "HeliosChunkSampler")
     graph["report"]["inputs"] = {"latents": [sampler, 0]}
     assert "VAE" in comfyui.run_graph(graph).error
+
+
+def test_a_video_file_is_measured_without_having_all_of_it_in_memory(comfyui, home, monkeypatch):
+    from comfy_api.latest import InputImpl
+
+    frames = torch.linspace(0, 1, 70).view(-1, 1, 1, 1).expand(-1, 32, 48, 3)
+    with VideoWriter(home.input / "brighter.mp4", width=48, height=32, frame_rate=12.5) as writer:
+        writer.write(frames)
+    monkeypatch.setattr(InputImpl.VideoFromFile, "get_components", lambda video: pytest.fail("all frames are loaded"))
+    graph = {
+        "video": {"class_type": "LoadVideo", "inputs": {"file": "brighter.mp4"}},
+        "report": {"class_type": "HeliosDriftReport", "inputs": {"video": ["video", 0]}},
+    }
+    run = comfyui.run_graph(graph)
+    assert run.success, run.error
+    report = json.loads(run.output("report", 1))
+    assert report["num_frames"] == 70
+    assert len(report["chunks"]) == 3  # of 33, 33 and 4 frames
+    assert report["first"]["lightness"] < 20
+    assert report["last"]["lightness"] > 80

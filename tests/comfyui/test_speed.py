@@ -59,3 +59,17 @@ def test_an_unknown_way_to_reuse_the_history_is_refused_before_the_run(comfyui, 
         fault = str(refusal)
     assert "history_reuse" in fault
     assert "always" in fault
+
+
+def test_compiled_blocks_and_a_reused_history_are_refused_in_words(comfyui, models):
+    graph = latents_graph(comfyui.object_info())
+    both = {"model": [LOADER, 0], "history_reuse": "stage", "compile": True}
+    graph["speed"] = {"class_type": "HeliosSpeed", "inputs": both}
+    graph[SAMPLER]["inputs"]["model"] = ["speed", 0]
+    with pytest.raises(GraphRejected, match="do not go together"):
+        comfyui.run_graph(graph)
+    # In two nodes, one after the other.
+    graph["speed"]["inputs"] = {**both, "history_reuse": "off"}
+    graph["more"] = {"class_type": "HeliosSpeed", "inputs": {**both, "model": ["speed", 0], "compile": False}}
+    graph[SAMPLER]["inputs"]["model"] = ["more", 0]
+    assert "do not go together" in comfyui.run_graph(graph).error

@@ -39,7 +39,18 @@ def make_workflows():
 def test_the_files_are_what_the_tool_makes_of_the_nodes_as_they_are_now(make_workflows, info):
     made = {name: json.loads(text) for name, text in make_workflows.build(info).items()}
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS.glob("*.json")}
+    assert files.keys() == made.keys()
+    for name, workflow in made.items():
+        for node, in_file in zip(workflow["nodes"], files[name]["nodes"], strict=True):
+            drop_outputs_newer_than_the_file(node, in_file)
     assert files == made
+
+
+def drop_outputs_newer_than_the_file(node: dict, in_file: dict) -> None:
+    """Newer versions of ComfyUI append outputs to their nodes (PreviewImage); the files are read by older ones too."""
+    if not node["type"].startswith("Helios"):
+        known = len(in_file["outputs"])
+        node["outputs"][known:] = [output for output in node["outputs"][known:] if output["links"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,16 @@ import torch
 from skimage.data import astronaut
 
 from helios_core.media.audio import file_sound, waveform_sound
-from helios_core.media.formats import FORMATS, MKV_FFV1, MOV_PRORES, MP4_H264, WEBM_VP9, find_format, to_video_frame
+from helios_core.media.formats import (
+    FORMATS,
+    MKV_FFV1,
+    MOV_PRORES,
+    MP4_H264,
+    WEBM_VP9,
+    MissingEncoderError,
+    find_format,
+    to_video_frame,
+)
 from helios_core.media.reader import read_video
 from helios_core.media.writer import VideoWriter
 
@@ -155,7 +164,7 @@ def test_odd_sizes_are_refused_only_where_colour_has_fewer_samples(tmp_path):
 
 @pytest.mark.parametrize(("known", "layout"), NOT_BUILT_IN, ids=label)
 def test_what_this_ffmpeg_was_built_without_is_named_with_what_to_take(known, layout, tmp_path):
-    with pytest.raises(RuntimeError, match=f"built without {layout}; it has .* take the format webm"):
+    with pytest.raises(MissingEncoderError, match=f"built without {layout}; it has .* take the format webm"):
         VideoWriter(tmp_path / f"a{known.suffix}", width=64, height=64, format=known, pixel_format=layout)
 
 
@@ -225,7 +234,7 @@ def test_a_file_without_sound_has_none_and_wrong_waveforms_are_refused(tmp_path)
     (tmp_path / "words.mp4").write_text("no sound")
     with pytest.raises(ValueError, match=r"words\.mp4 cannot be read"):
         file_sound(tmp_path / "words.mp4")
-    with pytest.raises(ValueError, match=r"shape \(3, 100\); expected .* 1 or 2 channels"):
-        waveform_sound(torch.zeros(3, 100), 44100)
+    with pytest.raises(ValueError, match=r"shape \(0, 100\); expected"):
+        waveform_sound(torch.zeros(0, 100), 44100)
     with pytest.raises(ValueError, match="sample_rate is 0"):
         waveform_sound(torch.zeros(1, 100), 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helios_core.files import StorageError, remove_unfinished, write_atomically, written_atomically
-from helios_core.fingerprint import file_fingerprint, fingerprint, model_fingerprint
+from helios_core.files import StorageError, remove_unfinished, written_atomically
+from helios_core.fingerprint import content_fingerprint, file_fingerprint, fingerprint, model_fingerprint
 from helios_core.memory.config import MemoryConfig
 from helios_core.memory.memory import HeliosMemory, Provenance
 from helios_core.memory.storage import ModelIdentity, check_memory, load_memory, save_memory
@@ -161,7 +161,7 @@ def test_a_memory_from_another_model_is_used_with_a_warning(caplog):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.bin"
-    write_atomically(path, b"old")
+    path.write_bytes(b"old")
     with pytest.raises(RuntimeError, match="midway"), written_atomically(path) as unfinished:  # noqa: PT012
         unfinished.write_bytes(b"half")
         assert path.read_bytes() == b"old"
@@ -227,3 +227,30 @@ def test_the_fingerprint_of_a_file_sees_its_size_its_header_and_its_end(tmp_path
     assert len(seen) == 5
     (tmp_path / "f").write_bytes(b"")
     file_fingerprint(tmp_path / "f")
+
+
+def test_the_content_of_a_large_safetensors_file_changes_with_any_of_its_tensors(tmp_path):
+    path = tmp_path / "f.safetensors"
+    weights = {f"layer{number}": torch.zeros(number % 2 * 600_000 + 2) for number in range(20)}
+    save_file(weights, path)
+    plain, before = file_fingerprint(path), content_fingerprint(path)
+    seen = {before}
+    for number in range(0, 20, 2):  # small ones between large ones
+        save_file(weights | {f"layer{number}": torch.ones(2)}, path)
+        seen.add(content_fingerprint(path))
+    assert len(seen) == 11
+    save_file(weights, path)
+    assert (file_fingerprint(path), content_fingerprint(path)) == (plain, before)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{", b"[]", b'{"a": 1}', b'{"a": {"data_offsets": [-90000, "x"]}}', b'{"a": {"data_offsets": [9]}}'],
+)
+def test_the_content_of_a_damaged_safetensors_file_can_be_told_too(tmp_path, header):
+    path = tmp_path / "f.safetensors"
+    for length in (len(header), 2**60):
+        path.write_bytes(length.to_bytes(8, "little") + header)
+        assert len(content_fingerprint(path)) == 32
+    path.write_bytes(b"abc")
+    assert len(content_fingerprint(path)) == 32

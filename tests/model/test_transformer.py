@@ -12,6 +12,7 @@ from helios_core.model.config import TransformerConfig
 from helios_core.model.rope import join, rotary_table
 from helios_core.model.transformer import HeliosTransformer
 from tests import reference
+from tests.stand_in_device import DEVICE, StandInDevice, to_stand_in
 
 THREE_HEADS = {"num_attention_heads": 3, "attention_head_dim": 24, "rope_dim": (12, 6, 6), "num_layers": 3}
 ONE_HEAD = {"num_attention_heads": 1, "attention_head_dim": 16, "rope_dim": (4, 6, 6), "text_dim": 32}
@@ -164,6 +165,15 @@ def test_rotary_tables_are_the_references(pool, grid):
     cos, sin = rotary_table(frame_indices, *grid, rope_dim, 10000.0, pool=pool)
     torch.testing.assert_close(cos, expected_cos[:, ::2], rtol=0, atol=1e-6)
     torch.testing.assert_close(sin, expected_sin[:, 1::2], rtol=0, atol=1e-6)
+
+
+def test_a_device_without_3d_pooling_gets_the_same_rotary_table():
+    with StandInDevice():
+        there = rotary_table(to_stand_in(torch.arange(5)), 6, 6, (4, 4, 4), 10000.0, pool=4)
+        here = rotary_table(torch.arange(5), 6, 6, (4, 4, 4), 10000.0, pool=4)
+        assert there.cos.device == DEVICE
+        assert torch.equal(there.cos.cpu(), here.cos)
+        assert torch.equal(there.sin.cpu(), here.sin)
 
 
 def test_pooled_rotations_shrink_and_joined_tables_keep_order():

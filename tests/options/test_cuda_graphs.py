@@ -13,12 +13,13 @@ from helios_core.memory.config import MemoryConfig
 from helios_core.memory.memory import HeliosMemory
 from helios_core.options.cuda_graphs import GraphedForward, check_cuda_graphs, graphed
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS
-from helios_core.script.blending import EncodedSchedule, sample_schedule
+from helios_core.script.blending import EncodedSchedule
 from helios_core.script.schedule import PromptSchedule, Segment
 from tests import parity, reference
+from tests.chunks import chunks_of, chunks_of_script
 from tests.sampling.test_invariants import latent_frames, start
 
 MODEL = parity.our_model(parity.weights(torch.float32))
@@ -81,14 +82,15 @@ def forward(recorder):
 def directed(settings, num_chunks: int, **hooks) -> list[torch.Tensor]:
     """Chunks with a new prompt in each, which go on from a picture."""
     script = EncodedSchedule(PromptSchedule(tuple(Segment(i, str(i)) for i in range(3)), shape="step"), ROWS[:3])
-    chunks = sample_schedule(
+    chunks = chunks_of_script(
         MODEL,
         script,
         start("i2v"),
         num_chunks,
-        lambda seed: SeededNoise(3),
+        SeededNoise(3),
+        SeededNoise,
         settings,
-        negative_prompt_embeds=ROWS[3],
+        negative=ROWS[3],
         hooks=Hooks(**hooks),
     )
     return [latents for latents, _ in chunks]
@@ -194,7 +196,7 @@ def test_a_run_that_graphs_cannot_serve_is_refused(forward):
     with pytest.raises(ValueError, match="history_reuse 'stage'"):
         check_cuda_graphs("cuda", replace(PLAIN, history_reuse="stage"))
     check_cuda_graphs("cuda:1", replace(PLAIN, step_cache=0.1))
-    chunks = sample_chunks(
+    chunks = chunks_of(
         MODEL,
         ROWS[0],
         text_memory(width=64, height=64),

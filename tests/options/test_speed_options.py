@@ -10,10 +10,11 @@ from helios_core.model import attention as attention_module
 from helios_core.model.rope import Rotary, rotate
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.conditioning import image_memory
-from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS, SamplingSettings
 from tests import reference
+from tests.chunks import chunks_of
 from tests.model.test_transformer import inputs, memory_of, ours, relative_error, run_oracle
 
 
@@ -83,14 +84,14 @@ def sampled(model: HeliosTransformer, settings: SamplingSettings, attention=F.sc
     source = reference.generator(3)
     picture, tail = (torch.randn(1, 16, 1, 8, 8, generator=source) for _ in range(2))
     rows = [torch.randn(1, 11, 16, generator=source) for _ in range(2)]
-    chunks = sample_chunks(
+    chunks = chunks_of(
         model,
         rows[0],
         image_memory(picture, tail, SeededNoise(0)),
         2,
         SeededNoise(1),
         settings,
-        negative_prompt_embeds=rows[1],
+        negative=rows[1],
         hooks=Hooks(attention=attention),
     )
     return torch.cat([latents for latents, _ in chunks], dim=2)

@@ -10,10 +10,11 @@ from helios_core.cli import apply_sampling_options, main, make_parser
 from helios_core.fingerprint import fingerprint
 from helios_core.memory.memory import HeliosMemory
 from helios_core.options.step_cache import StepCache
-from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS, SamplingSettings
 from tests import parity, reference
+from tests.chunks import chunks_of
 from tests.sampling.test_invariants import start
 
 MODEL = parity.our_model(parity.weights(torch.float32))
@@ -90,14 +91,14 @@ def sampled(
 ) -> tuple[list[tuple[torch.Tensor, HeliosMemory]], list[tuple[int, bytes]]]:
     """The chunks, and which forwards were made for them."""
     watch = Watch()
-    chunks = sample_chunks(
+    chunks = chunks_of(
         MODEL,
         PROMPT,
         start("i2v") if memory is None else memory,
         num_chunks,
         SeededNoise(3),
         settings,
-        negative_prompt_embeds=NEGATIVE,
+        negative=NEGATIVE,
         hooks=Hooks(forward=watch),
     )
     return list(chunks), watch.made

@@ -10,9 +10,9 @@ from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.report import cost
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import sample_chunk, sample_chunks
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS
+from tests.chunks import chunks_of
 from tests.live_tensors import LivePeak
 
 TOLERANCE = 0.10  # of the measured peak
@@ -42,14 +42,14 @@ def run(model, width, height, *, guided, num_chunks=1, history_reuse="off"):
     def prompt():
         return torch.randn(1, 512, model.config.text_dim, dtype=model.dtype)
 
-    yield from sample_chunks(
+    yield from chunks_of(
         model,
         prompt(),
         text_memory(width=width, height=height),
         num_chunks,
         SeededNoise(0),
         replace(settings_for(guided=guided), history_reuse=history_reuse),
-        negative_prompt_embeds=prompt() if guided else None,
+        negative=prompt() if guided else None,
     )
 
 
@@ -130,8 +130,8 @@ def test_operations_of_a_forward_are_those_that_torch_counts(stage):
 def test_memory_and_latents_on_disk_are_as_large_as_predicted():
     model = make_model(torch.bfloat16)
     memory = text_memory(width=192, height=128)
-    prompt = model.encode_prompt(torch.zeros(1, 8, model.config.text_dim, dtype=torch.bfloat16))
-    latents, _ = sample_chunk(model, prompt, memory, SeededNoise(0), settings_for(guided=False))
+    rows = torch.zeros(1, 8, model.config.text_dim, dtype=torch.bfloat16)
+    ((latents, _),) = chunks_of(model, rows, memory, 1, SeededNoise(0), settings_for(guided=False))
     estimate = cost.estimate_memory(
         model.config, settings_for(guided=False), 192, 128, dtype=torch.bfloat16, weight_bytes=123
     )

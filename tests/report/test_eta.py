@@ -3,26 +3,56 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helios_core.model.config import TransformerConfig
+from helios_core.model.transformer import HeliosTransformer
 from helios_core.report.cost import chunk_forwards, stage_costs
 from helios_core.report.eta import JobClock, step_costs
 from helios_core.run.pace import in_words
+from helios_core.sampling.conditioning import text_memory
+from helios_core.sampling.hooks import Hooks, StepDone
+from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import VARIANTS
+from tests.chunks import chunks_of
 
 CONFIG = TransformerConfig()
+TINY = TransformerConfig(
+    num_attention_heads=1, attention_head_dim=8, rope_dim=(4, 2, 2), num_layers=1, ffn_dim=8, text_dim=8, freq_dim=8
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk_index", [0, 1])
-def test_the_steps_of_a_chunk_cost_together_what_its_forwards_cost(variant, chunk_index):
-    settings = VARIANTS[variant]
+def test_each_step_is_expected_to_cost_the_forwards_that_the_sampler_makes_in_it(variant, chunk_index):
+    """Counted in a run with a model that does nothing, and weighed by the stages' operations."""
+    settings = replace(VARIANTS[variant], steps=(4, 2, 3)[: len(VARIANTS[variant].steps)])
+    model = HeliosTransformer(TINY).eval().requires_grad_(False)
+    forwards, steps = 0, []
+
+    def forward(latents, timestep, prompt, memory):
+        nonlocal forwards
+        forwards += 1
+        return torch.zeros_like(latents)
+
+    def step_done(step: StepDone):
+        nonlocal forwards
+        steps.append((step.chunk_index, step.stage, forwards))
+        forwards = 0
+
+    rows = torch.zeros(1, 4, TINY.text_dim)
+    negative = rows if settings.guided else None
+    hooks = Hooks(progress=step_done, forward=forward)
+    memory = text_memory(width=128, height=64)
+    list(chunks_of(model, rows, memory, 2, SeededNoise(0), settings, negative=negative, hooks=hooks))
     stages = stage_costs(CONFIG, 640, 384, settings.schedule.num_stages)
-    forwards = chunk_forwards(settings, chunk_index)
-    expected = sum(number * stage.flops for number, stage in zip(forwards, stages, strict=True))
-    steps = step_costs(CONFIG, settings, 640, 384, chunk_index)
-    assert sum(steps) == expected
-    assert len(steps) == sum(settings.steps_in_chunk(chunk_index))
+    expected = [count * stages[stage].flops for chunk, stage, count in steps if chunk == chunk_index]
+    assert step_costs(CONFIG, settings, 640, 384, chunk_index) == expected
+    in_stages = [
+        sum(count for chunk, own, count in steps if (chunk, own) == (chunk_index, stage))
+        for stage in range(len(stages))
+    ]
+    assert chunk_forwards(settings, chunk_index) == in_stages
 
 
 def test_with_time_proportional_to_work_the_estimate_is_right_from_the_second_step_on():

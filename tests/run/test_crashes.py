@@ -12,7 +12,7 @@ import pytest
 from helios_core.media.reader import read_video
 from helios_core.run.disk import estimate_disk_use
 from helios_core.run.run_folder import RunFolder, RunFolderBusyError
-from helios_core.sampling.loop import Hooks
+from helios_core.sampling.hooks import Hooks
 from tests import runs
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes by POSIX signals")

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -21,9 +22,10 @@ from helios_core.run.long_video import make_video
 from helios_core.run.run_folder import RunFolder
 from helios_core.sampling.conditioning import text_memory
 from helios_core.sampling.drift import AntiDrift
-from helios_core.sampling.loop import Hooks, sample_chunks
+from helios_core.sampling.hooks import Hooks
 from helios_core.sampling.noise import DiffusersNoise, SeededNoise
 from tests import runs
+from tests.chunks import chunks_of
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_a_long_video_is_the_samplers_chunks_decoded(tmp_path, make):
     done = make(runs.video(3))
     memory = text_memory(width=runs.SIZE, height=runs.SIZE)
     rows = runs.rows_of("a fox")
-    expected = list(sample_chunks(runs.parts()[0], rows, memory, 3, SeededNoise(1), runs.SETTINGS))
+    expected = list(chunks_of(runs.parts()[0], rows, memory, 3, SeededNoise(1), runs.SETTINGS))
     for event, (latents, next_memory) in zip(done, expected, strict=True):
         assert torch.equal(event.latents(), latents)
         assert torch.equal(event.memory().frames, next_memory.frames)
@@ -365,3 +367,16 @@ def test_the_finished_file_tells_how_it_was_made(tmp_path):
         about = json.loads(file.metadata["helios"])
     assert (about["seed"], about["settings"]["steps"]) == (0, [8, 8])
     assert "a fox" in json.dumps(about)
+
+
+def test_a_run_folder_of_version_0_1_0_is_resumed_with_its_chunks(tmp_path, make):
+    """Made by that version with `runs.video(2, prompts={1: "a hare"})`."""
+    shutil.copytree(Path(__file__).with_name("run_of_0.1.0"), tmp_path / "run")
+    before = contents(tmp_path)
+    done = make(runs.video(3, prompts={1: "a hare"}))
+    assert [event.reused for event in done] == [True, True, False]
+    kept = contents(tmp_path)
+    assert all(kept[path] == content for path, content in before.items())
+    for old, event in zip(sorted((Path(__file__).parent / "run_of_0.1.0/chunks").iterdir()), done, strict=False):
+        assert event.folder.chunk_path(event.key).read_bytes() == old.read_bytes()
+    assert [event.reused for event in make(runs.video(3, prompts={1: "a wolf"}))] == [True, False, False]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helios_core.files import StorageError
-from helios_core.run.run_folder import Past, RunFolder, RunFolderBusyError, StoredChunk, list_runs, make_key, remove_run
+from helios_core.run.run_folder import Chunk, Past, RunFolder, RunFolderBusyError, list_runs, make_key, remove_run
 from helios_core.sampling.conditioning import text_memory
 from helios_core.sampling.drift import DriftState
 from tests import runs
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def a_chunk(**past):
     memory = text_memory(width=32, height=32).append(torch.randn(1, 16, 9, 4, 4), seed=5)
-    return StoredChunk(torch.randn(1, 16, 9, 4, 4), Past(memory, **past))
+    return Chunk(torch.randn(1, 16, 9, 4, 4), Past(memory, **past))
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from helios_core.memory.config import MemoryConfig
 from helios_core.memory.memory import HeliosMemory
 from helios_core.sampling.conditioning import image_memory, text_memory, video_memory
-from helios_core.sampling.loop import Hooks, count_steps, sample_chunk, sample_chunks
+from helios_core.sampling.hooks import Hooks
+from helios_core.sampling.loop import make_chunks
 from helios_core.sampling.noise import SeededNoise
+from helios_core.sampling.plan import ChunkPlan, Past
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 from tests import parity, reference
+from tests.chunks import chunks_of
 
 HEIGHT = WIDTH = 64
 PROMPT, NEGATIVE = torch.randn(2, 1, 7, 16, generator=reference.generator(1))
@@ -51,7 +54,7 @@ def run(memory: HeliosMemory, num_chunks: int, config: SamplingSettings = DISTIL
     """[(latents, memory), ...] of a run, its noise from a new source."""
     noise = SeededNoise(seed)
     return list(
-        sample_chunks(MODEL, PROMPT, memory, num_chunks, noise, config, negative_prompt_embeds=NEGATIVE, hooks=hooks)
+        chunks_of(MODEL, PROMPT, memory, num_chunks, noise, config, negative=NEGATIVE, hooks=hooks)
     )
 
 
@@ -126,7 +129,7 @@ def test_no_two_draws_of_a_video_share_a_key(task):
         memory = image_memory(frames[:, :, :1], frames[:, :, 1:2], noise)
     elif task == "v2v":
         memory = video_memory(frames[:, :, :1], frames, noise)
-    list(sample_chunks(MODEL, PROMPT, memory, 3, noise, DISTILLED))
+    list(chunks_of(MODEL, PROMPT, memory, 3, noise, DISTILLED))
     given_frames = {"t2v": 0, "i2v": 2 * 2, "v2v": 2 * (1 + 3)}[task]  # a level and noise for each piece
     assert len(drawn) == given_frames + 3 * 3  # a chunk's start, and its entry into two more stages
     assert len(set(drawn)) == len(drawn)
@@ -227,8 +230,6 @@ def test_only_chunk_zero_is_amplified():
     _, (_, memory) = run(start(), 2)
     assert count_forwards(lambda: run(start(), 3)) == 6 + 3 + 3
     assert count_forwards(lambda: run(memory, 1)) == 3
-    assert count_steps(DISTILLED, start(), 3) == 12
-    assert count_steps(DISTILLED, memory, 3) == 9
 
 
 class Cancelled(Exception):
@@ -267,7 +268,6 @@ def test_progress_tells_every_step_once_and_changes_nothing(config):
     ]
     told = [(r.chunk_index, r.stage, r.num_stages, r.step, r.num_steps) for r in reports]
     assert told == expected
-    assert len(reports) == count_steps(config, start(), 2)
     assert reports[0].denoised.shape[-1] == WIDTH // 8 // 2 ** (config.schedule.num_stages - 1)
     # The last guess of the clean latents is the chunk.
     torch.testing.assert_close(reports[-1].denoised, watched[-1][0], rtol=0, atol=1e-4)
@@ -276,8 +276,8 @@ def test_progress_tells_every_step_once_and_changes_nothing(config):
 def test_guidance_towards_the_same_prompt_changes_nothing():
     unguided = replace(BASE, guidance_scale=1.0)
     noise = SeededNoise(3)
-    same = list(sample_chunks(MODEL, PROMPT, start(), 2, noise, BASE, negative_prompt_embeds=PROMPT))
-    plain = list(sample_chunks(MODEL, PROMPT, start(), 2, noise, unguided))
+    same = list(chunks_of(MODEL, PROMPT, start(), 2, noise, BASE, negative=PROMPT))
+    plain = list(chunks_of(MODEL, PROMPT, start(), 2, noise, unguided))
     assert torch.equal(same[-1][0], plain[-1][0])
 
 
@@ -303,8 +303,8 @@ def test_each_video_of_a_batch_is_its_own():
             return draw.view(2, -1).flip(0).view(shape)
 
     memory = text_memory(width=WIDTH, height=HEIGHT, batch_size=2)
-    straight = [x for x, _ in sample_chunks(MODEL, prompts, memory, 2, SeededNoise(1), DISTILLED)]
-    flipped = [x for x, _ in sample_chunks(MODEL, prompts.flip(0), memory, 2, Flipped(1), DISTILLED)]
+    straight = [x for x, _ in chunks_of(MODEL, prompts, memory, 2, SeededNoise(1), DISTILLED)]
+    flipped = [x for x, _ in chunks_of(MODEL, prompts.flip(0), memory, 2, Flipped(1), DISTILLED)]
     torch.testing.assert_close(straight[-1], flipped[-1].flip(0), rtol=0, atol=1e-4)
     assert (straight[-1][0] - straight[-1][1]).abs().max() > 0.1
 
@@ -345,8 +345,7 @@ def test_conditioning_noise_has_a_level_within_its_range(low, width):
     ("changes", "message"),
     [
         pytest.param({"memory": text_memory(width=96, height=64)}, "width 96 is not a multiple of 64", id="size"),
-        pytest.param({"num_chunks": 0}, "number of chunks is 0", id="no chunks"),
-        pytest.param({"prompt_embeds": torch.zeros(2, 7, 16)}, "2 prompts and a memory of 1", id="batch"),
+        pytest.param({"rows": torch.zeros(2, 7, 16)}, "2 prompts and a memory of 1", id="batch"),
         pytest.param({"settings": MID}, "needs a negative prompt", id="no negative prompt"),
         pytest.param({"memory": text_memory(width=64, height=64, channels=4)}, "4 latent channels", id="channels"),
     ],
@@ -354,7 +353,7 @@ def test_conditioning_noise_has_a_level_within_its_range(low, width):
 def test_parts_that_do_not_fit_are_refused_before_the_model_runs(changes, message):
     arguments = {
         "model": MODEL,
-        "prompt_embeds": PROMPT,
+        "rows": PROMPT,
         "memory": start(),
         "num_chunks": 1,
         "noise": SeededNoise(0),
@@ -363,12 +362,47 @@ def test_parts_that_do_not_fit_are_refused_before_the_model_runs(changes, messag
 
     def refused():
         with pytest.raises(ValueError, match=message):
-            next(sample_chunks(**arguments))
+            next(chunks_of(**arguments))
 
     assert count_forwards(refused) == 0
 
 
-def test_the_first_chunk_can_be_made_by_hand_with_sample_chunk():
-    latents, memory = sample_chunk(MODEL, MODEL.encode_prompt(PROMPT), start(), SeededNoise(3), DISTILLED)
-    assert torch.equal(latents, run(start(), 1)[0][0])
-    assert memory.provenance.seed == 3
+def test_a_plan_is_asked_for_when_its_turn_has_come_and_not_before():
+    asked = []
+
+    def plans():
+        for number in range(3):
+            asked.append(number)
+            yield ChunkPlan(PROMPT, DISTILLED, SeededNoise(3))
+
+    chunks = make_chunks(lambda: MODEL, Past(start()), plans())
+    for number in range(3):
+        next(chunks)
+        assert asked == list(range(number + 1))
+
+
+@settings(max_examples=5)
+@given(split=st.integers(1, 3))
+def test_the_identity_of_a_chunk_does_not_depend_on_where_the_run_was_split(split):
+    def made(memory, num_chunks):
+        return [after for _, after in run(memory, num_chunks)]
+
+    whole = made(start("i2v"), 4)
+    first = made(start("i2v"), split)
+    rest = made(first[-1], 4 - split)
+    assert [memory.identity for memory in first + rest] == [memory.identity for memory in whole]
+    assert len({memory.identity for memory in whole}) == 4
+    assert [memory.identity for memory in made(start("t2v"), 1)] != [whole[0].identity]
+
+
+def test_the_forwards_of_a_step_are_one_call_that_a_host_may_answer_in_its_own_way():
+    asked = []
+
+    def predict(latents, timesteps, prompts, memory, step):
+        asked.append((step.stage, step.step, len(prompts)))
+        return [MODEL(latents, timesteps, prompt, memory) for prompt in reversed(prompts)][::-1]
+
+    config = replace(MID, zero_init=False)
+    answered = run(start(), 1, config, hooks=Hooks(predict=predict))
+    assert asked == [(0, 0, 2), (0, 1, 2), (0, 2, 2), (1, 0, 2), (2, 0, 2)]
+    assert torch.equal(answered[0][0], run(start(), 1, config)[0][0])

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import Hooks, NonFiniteError, OutOfMemoryError, sample_chunks
+from helios_core.sampling.hooks import Hooks
+from helios_core.sampling.loop import NonFiniteError, OutOfMemoryError
 from helios_core.sampling.noise import SeededNoise
 from helios_core.sampling.settings import SamplingSettings, ScheduleConfig
 from tests import parity, reference
+from tests.chunks import chunks_of
 
 PROMPT, NEGATIVE = torch.randn(2, 1, 7, 16, generator=reference.generator(1))
 MODEL = parity.our_model(parity.weights(torch.float32))
@@ -25,8 +27,8 @@ PLACES = [
 def run(settings=SETTINGS, memory=None, prompt=PROMPT, **hooks):
     memory = memory or text_memory(width=64, height=64)
     return list(
-        sample_chunks(
-            MODEL, prompt, memory, 2, SeededNoise(3), settings, negative_prompt_embeds=NEGATIVE, hooks=Hooks(**hooks)
+        chunks_of(
+            MODEL, prompt, memory, 2, SeededNoise(3), settings, negative=NEGATIVE, hooks=Hooks(**hooks)
         )
     )
 

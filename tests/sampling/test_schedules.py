@@ -24,6 +24,7 @@ from helios_core.sampling.pyramid import (
 from helios_core.sampling.settings import ScheduleConfig
 from helios_core.sampling.solvers import SOLVERS, SolverState
 from tests import reference
+from tests.stand_in_device import DEVICE, StandInDevice, to_stand_in
 
 SHIFTS = {
     "exponential": {"use_dynamic_shifting": True, "time_shift_type": "exponential"},
@@ -156,8 +157,8 @@ def run_ours(solver: str, scheduler, x: torch.Tensor) -> torch.Tensor:
     timesteps = tuple(scheduler.timesteps.tolist())
     schedule = StageSchedule(tuple(scheduler.sigmas.tolist()), timesteps)
     state = SolverState(start=x)
-    for timestep in timesteps:
-        x, state = SOLVERS[solver](x, curved_velocity(x, timestep), schedule, state)
+    for _ in timesteps:
+        x, _, state = SOLVERS[solver](x, curved_velocity, schedule, state)
     return x
 
 
@@ -192,6 +193,27 @@ def test_dmd_steps_are_the_references(num_steps, dtype):
         assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_without_float64_takes_the_same_steps_bit_for_bit(solver, dtype):
+    schedule = stage_schedule(ScheduleConfig(solver=solver), 1, 3, 2160)
+    velocities = [start_sample(dtype) * factor for factor in (0.3, -0.7, 0.5)]
+
+    def run(to_device) -> torch.Tensor:
+        x = to_device(start_sample(dtype))
+        state = SolverState(start=x)
+        for velocity in velocities:
+            there = to_device(velocity)
+            x, denoised, state = SOLVERS[solver](x, lambda at, _, there=there: there, schedule, state)
+            assert denoised.device == x.device == there.device
+        return x
+
+    with StandInDevice():
+        there = run(to_stand_in)
+        assert there.device == DEVICE
+        assert torch.equal(there.cpu(), run(lambda tensor: tensor))
+
+
 @pytest.mark.parametrize("solver", ["unipc", "euler", "dmd"])
 def test_a_straight_flow_is_solved_exactly_in_any_number_of_steps(solver):
     """Velocity noise - data for one data point: every solver must land on the data."""
@@ -200,9 +222,9 @@ def test_a_straight_flow_is_solved_exactly_in_any_number_of_steps(solver):
         steps = stage_schedule(ScheduleConfig(solver=solver), 1, num_steps, 2160)
         x = (1 - steps.sigmas[0]) * data + steps.sigmas[0] * noise
         state = SolverState(start=x)
-        for _ in steps.timesteps:
-            sigma = steps.sigmas[state.index]
-            x, state = SOLVERS[solver](x, (x - data) / sigma, steps, state)
+        for sigma in steps.sigmas[:-1]:
+            x, denoised, state = SOLVERS[solver](x, lambda at, _, sigma=sigma: (at - data) / sigma, steps, state)
+            torch.testing.assert_close(denoised, data, rtol=0, atol=1e-5)
         torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helios_core.sampling.settings import VARIANTS, ScheduleConfig, variant_of
+from helios_core.demo import DEMO_SETTINGS
+from helios_core.sampling.settings import VARIANTS, ScheduleConfig, model_title, variant_of
 from helios_core.sampling.variant import choose_variant, sampling_advice
 
 
@@ -52,6 +53,17 @@ def test_the_choice_counts_and_warns_where_the_files_tell_otherwise(told, chosen
 def test_an_unknown_variant_is_refused_with_those_that_are_allowed():
     with pytest.raises(ValueError, match="'turbo'; allowed: 'base', 'mid', 'distilled'"):
         choose_variant(Path("x"), None, "turbo")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_published_variant_is_called_by_its_name(name):
+    assert model_title(VARIANTS[name]) == f"Helios {name.capitalize()}"
+
+
+def test_the_demo_is_not_called_by_the_name_of_a_published_variant():
+    assert model_title(DEMO_SETTINGS) == "Helios"
+    (sentence,) = sampling_advice(DEMO_SETTINGS, replace(DEMO_SETTINGS, steps=(40, 40)))
+    assert "Mid" not in sentence
 
 
 @pytest.mark.parametrize("name", VARIANTS)

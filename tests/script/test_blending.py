@@ -15,11 +15,12 @@ from helios_core.demo import DemoModel
 from helios_core.media.frames import to_pixels
 from helios_core.memory.storage import load_memory
 from helios_core.sampling.conditioning import text_memory
-from helios_core.sampling.loop import sample_chunks
 from helios_core.sampling.noise import SeededNoise
-from helios_core.script.blending import EncodedSchedule, blend_rows, sample_schedule
+from helios_core.script.blending import EncodedSchedule, blend_rows
 from helios_core.script.schedule import PromptSchedule, Segment
 from helios_core.script.schedule_text import parse_schedule
+from tests.chunks import chunks_of, chunks_of_script
+from tests.stand_in_device import DEVICE, StandInDevice, to_stand_in
 
 weights = st.floats(0.01, 0.99)
 
@@ -51,6 +52,14 @@ def test_a_spherical_blend_turns_each_row_in_the_plane_of_the_two(weight):
         length = (1 - weight) * row_a.norm() + weight * row_b.norm()
         torch.testing.assert_close(row, length * (math.cos(angle) * first + math.sin(angle) * second))
     assert (blended[0, 4:] == 0).all()
+
+
+def test_a_device_without_float64_blends_to_the_same_bits():
+    a, b = random_rows(0), random_rows(1)
+    with StandInDevice():
+        there = blend_rows(to_stand_in(a), to_stand_in(b), 0.3, "spherical")
+        assert there.device == DEVICE
+        assert torch.equal(there.cpu(), blend_rows(a, b, 0.3, "spherical"))
 
 
 @hypothesis_settings(deadline=None)
@@ -88,8 +97,8 @@ def demo():
 def run(demo, script, num_chunks, *, memory=None, seed=1, **options):
     _, model, settings = demo
     memory = memory or text_memory(width=64, height=64)
-    noises = lambda own: SeededNoise(seed if own is None else own)  # noqa: E731
-    return list(sample_schedule(model, script, memory, num_chunks, noises, settings, **options))
+    plans = (SeededNoise(seed), SeededNoise, settings)
+    return list(chunks_of_script(model, script, memory, num_chunks, *plans, **options))
 
 
 def encode(demo, text):
@@ -135,7 +144,7 @@ def test_a_schedule_of_steps_equals_a_chain_of_samplers(demo):
     memory, chained = text_memory(width=64, height=64), []
     for prompt, seed, num_chunks in (("a fox", 1, 1), ("a hare", 9, 2), ("a crow", 1, 1)):
         (rows,) = source.encode_prompts([prompt])
-        made = list(sample_chunks(model, rows, memory, num_chunks, SeededNoise(seed), settings))
+        made = list(chunks_of(model, rows, memory, num_chunks, SeededNoise(seed), settings))
         chained += [latents for latents, _ in made]
         memory = made[-1][1]
     assert torch.cat([latents for latents, _ in directed]).equal(torch.cat(chained))
@@ -154,7 +163,7 @@ def test_guidance_of_one_segment_needs_a_negative_prompt_and_acts_there_only(dem
     with pytest.raises(ValueError, match="needs a negative prompt"):
         run(demo, script, 3)
     (negative,) = demo[0].encode_prompts(["blurry"])
-    guided = run(demo, script, 2, negative_prompt_embeds=negative)
+    guided = run(demo, script, 2, negative=negative)
     plain = run(demo, encode(demo, "0s: a fox"), 2)
     assert guided[0][0].equal(plain[0][0])
     assert not guided[1][0].equal(plain[1][0])
@@ -178,7 +187,7 @@ def test_an_anchor_picture_takes_the_place_of_the_first_frame_from_its_segment_o
     plain = run(demo, encode(demo, "0s: a fox"), 3)
     assert plain[0][0].equal(chunks[0][0])
     assert not plain[1][0].equal(chunks[1][0])
-    with pytest.raises(ValueError, match=r"anchors at chunks \[1\] whose latents are not given"):
+    with pytest.raises(ValueError, match="an anchor at chunk 1 whose latents are not given"):
         run(demo, script, 3)
     with pytest.raises(ValueError, match=r"names the anchor picture 'dusk.png', which is not given"):
         EncodedSchedule(schedule, (rows, rows))
@@ -188,7 +197,7 @@ def test_a_single_prompt_is_a_schedule_too(demo):
     source, model, settings = demo
     (rows,) = source.encode_prompts(["a fox"])
     memory = text_memory(width=64, height=64)
-    plain = [latents for latents, _ in sample_chunks(model, rows, memory, 2, SeededNoise(1), settings)]
+    plain = [latents for latents, _ in chunks_of(model, rows, memory, 2, SeededNoise(1), settings)]
     directed = run(demo, EncodedSchedule.of_one_prompt(rows), 2)
     assert [latents.equal(other) for latents, (other, _) in zip(plain, directed, strict=True)] == [True, True]
 

@@ -1,14 +1,14 @@
 """Codecs: shapes, exactness and what a picture looks like after a round trip, against diffusers' Wan VAE."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from skimage.data import astronaut
 
-from helios_core.vae.codec import DiffusersWanCodec, WanCodec
+from benchmarks.diffusers_vae import DiffusersWanCodec
+from helios_core.vae.codec import WanCodec
 from helios_core.vae.wan_vae import WanVAE
 
 torch.set_num_threads(1)
@@ -114,23 +114,3 @@ def test_wan_decoding_takes_chunks_through_the_vae_one_at_a_time_as_diffusers_do
     pixels = DiffusersWanCodec(vae).decode(latents)
     assert pixels.shape == (1, 3, 66, 16, 16)
     assert torch.equal(pixels, torch.cat(expected, dim=2))
-
-
-def test_a_saved_vae_is_found_in_its_own_and_in_the_models_folder(vae, tmp_path):
-    vae.save_pretrained(tmp_path / "vae")
-    latents = torch.randn(1, 16, 1, 2, 2, generator=torch.Generator().manual_seed(3))
-    expected = DiffusersWanCodec(vae).decode(latents)
-    for folder in (tmp_path, tmp_path / "vae"):
-        assert torch.equal(DiffusersWanCodec.from_folder(folder).decode(latents), expected)
-
-
-def test_a_folder_without_a_vae_is_named_in_the_error(tmp_path):
-    pytest.importorskip("diffusers")
-    with pytest.raises(FileNotFoundError, match=r"no VAE in .*nothing"):
-        DiffusersWanCodec.from_folder(tmp_path / "nothing")
-
-
-def test_without_diffusers_the_error_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match="pip install diffusers"):
-        DiffusersWanCodec.from_folder(tmp_path)

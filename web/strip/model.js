@@ -1,6 +1,7 @@
 // What the strip of chunks knows and does, as pure functions. A run is the payload of the server's "helios.run" event
-// and is kept up to date by "helios.chunk" (nodes/chunk_strip.py has both).
+// and is kept up to date by "helios.chunk" (nodes/host/chunk_strip.py has both).
 
+import { plain } from "../shared/typed.js";
 import { inEnglish } from "../shared/words.js";
 
 const MAX_SEED = 2 ** 48; // Every number below fits a JavaScript number and the node's seed.
@@ -17,7 +18,7 @@ export class RerollError extends Error {
 /** "3:77, 5:12" -> Map of chunk to seed. Seeds stay text: they may be larger than a JavaScript number can tell. */
 export function parseRerolls(text) {
     const rerolls = new Map();
-    for (const part of text.split(",").map((part) => part.trim()).filter(Boolean)) {
+    for (const part of plain(text).split(",").map((part) => part.trim()).filter(Boolean)) {
         const found = /^(\d+)\s*:\s*(\d+)$/.exec(part);
         if (!found) throw new RerollError(part);
         rerolls.set(Number(found[1]), found[2]);

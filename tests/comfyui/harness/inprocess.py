@@ -10,7 +10,9 @@ import math
 import sys
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
 
 from .home import Home
 
@@ -22,7 +24,6 @@ class Run:
     success: bool
     history: dict[str, Any]
     events: list[tuple[str, Any]]
-    _caches: Any = field(repr=False)
     executor: Any = field(default=None, repr=False)
 
     @property
@@ -38,10 +39,35 @@ class Run:
         return [data for name, data in self.events if name == "progress"]
 
     def output(self, node_id: str, slot: int = 0) -> Any:
-        """The value that a node put on one of its output slots."""
-        cached = self._caches.outputs.get(node_id)
+        """The value that a node put on one of its output slots. Raises LookupError when the cache has dropped it."""
+        cached = self.executor.caches.outputs.get(node_id)
+        if inspect.isawaitable(cached):  # since 0.11
+            cached = asyncio.run(cached)
+        if cached is None:
+            raise LookupError(f"node {node_id} is not in the cache")
         outputs = getattr(cached, "outputs", cached)  # a CacheEntry since 0.4, a plain list before
         return outputs[slot][0]
+
+
+class Cache(NamedTuple):
+    """How an executor keeps what nodes have made."""
+
+    kind: str  # of execution.CacheType
+    kind_up_to_0_3: str = ""  # where it has another name there
+    lru: int = 0  # nodes
+    ram: float = 0.0  # GiB to be kept free of what the present run has made ...
+    ram_inactive: float = 0.0  # ... and of what earlier ones have
+
+
+PLENTY = 2.0**30  # GiB: more than any machine has free
+CACHES = {
+    "classic": Cache("CLASSIC"),
+    "lru 1": Cache("LRU", lru=1),
+    "none": Cache("NONE", "DEPENDENCY_AWARE"),
+    # What 0.33 takes when nothing is said: it drops what earlier graphs have made, and with little free RAM the rest.
+    "ram": Cache("RAM_PRESSURE", ram=0.01, ram_inactive=PLENTY),
+    "ram none free": Cache("RAM_PRESSURE", ram=PLENTY, ram_inactive=PLENTY),
+}
 
 
 class GraphRejected(Exception):
@@ -95,11 +121,16 @@ class ComfyUI:
         return {name: _node_info(self._nodes.NODE_CLASS_MAPPINGS[name]) for name in names}
 
     def run_graph(
-        self, graph: dict[str, dict], *, after: Run | None = None, interrupt_at: float = math.inf
+        self,
+        graph: dict[str, dict],
+        *,
+        after: Run | None = None,
+        cache: str = "classic",
+        interrupt_at: float = math.inf,
     ) -> Run:
         """Validate and execute an API-format graph. Raises GraphRejected if it is not valid.
 
-        The cache is fresh, or that of the run `after` which this one comes.
+        The cache is that of the run `after` which this one comes, or a fresh one of a kind of CACHES.
         `interrupt_at`: press Cancel when a progress bar gets to that fraction.
         """
         import execution
@@ -108,18 +139,25 @@ class ComfyUI:
         valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, graph, None))
         if not valid:
             raise GraphRejected(error, node_errors)
-        cache_sizes = {"cache_args": {"lru": 0, "ram": 0.0}}
-        if "cache_args" not in inspect.signature(execution.PromptExecutor).parameters:
-            cache_sizes = {}
-        if after is None:
-            executor = execution.PromptExecutor(self._server, cache_type=execution.CacheType.CLASSIC, **cache_sizes)
-        else:
-            executor = after.executor
+        executor = self._executor(CACHES[cache]) if after is None else after.executor
         self._server.events = []
         self._interrupt_at = interrupt_at
         self._server.last_prompt_id = prompt_id
         executor.execute(graph, prompt_id, {"client_id": "tests", "extra_pnginfo": {}}, outputs)
-        return Run(executor.success, executor.history_result, self._server.events, executor.caches, executor)
+        return Run(executor.success, executor.history_result, self._server.events, executor)
+
+    def _executor(self, cache: Cache):
+        import execution
+
+        known = execution.CacheType.__members__
+        if cache.kind not in known and cache.kind_up_to_0_3 not in known:
+            pytest.skip(f"this ComfyUI has no cache of the kind {cache.kind}")
+        kind = known[cache.kind if cache.kind in known else cache.kind_up_to_0_3]
+        if "cache_args" in inspect.signature(execution.PromptExecutor).parameters:
+            sizes = {"cache_args": {"lru": cache.lru, "ram": cache.ram, "ram_inactive": cache.ram_inactive}}
+        else:
+            sizes = {"cache_size": cache.lru}
+        return execution.PromptExecutor(self._server, cache_type=kind, **sizes)
 
 
 def _point_to(home: Home) -> None:

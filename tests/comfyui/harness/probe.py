@@ -1,11 +1,14 @@
-"""Puts a test's own function on the MODEL wire, where a node of another pack would stand."""
+"""Nodes of a test's own: a function on the MODEL wire, where a node of another pack would stand, and exact pictures."""
 
 import itertools
 from collections.abc import Callable
 
+import torch
+
 from .latents_graph import SAMPLER
 
 _functions: dict[str, Callable] = {}
+_pictures: dict[str, torch.Tensor] = {}
 _numbers = itertools.count()
 
 
@@ -34,3 +37,28 @@ def change_model(graph: dict[str, dict], function: Callable) -> None:
     inputs = graph[SAMPLER]["inputs"]
     graph[name] = {"class_type": "ChangeModel", "inputs": {"model": inputs["model"], "function": name}}
     inputs["model"] = [name, 0]
+
+
+class GivePictures:
+    """A node whose output is pictures that a test made, bit for bit: a host's decoders may round them."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {})}}
+
+    def give(self, name):
+        return (_pictures[name],)
+
+
+def give_pictures(pictures: torch.Tensor) -> dict:
+    """A node for an API graph that puts `pictures` (T, H, W, 3) in [0, 1] on its output."""
+    import nodes
+
+    nodes.NODE_CLASS_MAPPINGS.setdefault("GivePictures", GivePictures)
+    name = f"pictures {next(_numbers)}"
+    _pictures[name] = pictures
+    return {"class_type": "GivePictures", "inputs": {"name": name}}
