@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import helios_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.usefixtures("memory_manager")
 
@@ -162,3 +162,30 @@ def test_a_lora_on_an_int8_layer_is_near_the_one_on_its_numbers(weights, load):
     expected = F.linear(x.float(), data.float() * scale + up @ down, bias)
     got = run_layer(patched, QUERY, x).float()
     assert (got - expected).norm() < 0.05 * (expected - plain).norm()
+
+
+@pytest.mark.parametrize("dtype", ["fp8_scaled", "int8", "int8_rows"])
+def test_what_convert_writes_is_read_by_comfyuis_own_layers_and_by_the_loader(weights, load, tmp_path, dtype):
+    import comfy.ops
+
+    from helios_core.checkpoint.checkpoint import open_checkpoint
+    from helios_core.checkpoint.writing import convert_checkpoint
+
+    save_file(weights, tmp_path / "full.safetensors")
+    convert_checkpoint(
+        open_checkpoint(tmp_path / "full.safetensors"), tmp_path / "few.safetensors", dtype, "distilled", kept_blocks=0
+    )
+    stored = load_file(tmp_path / "few.safetensors")
+    meant = stored[f"{QUERY}.weight"].float() * stored[f"{QUERY}.weight_scale"]
+    assert (meant - weights[f"{QUERY}.weight"]).norm() < 0.05 * weights[f"{QUERY}.weight"].norm()
+    name = "float8_e4m3fn" if dtype == "fp8_scaled" else "int8_tensorwise"
+    if name in known_formats():
+        operations = comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True)
+        layer = operations.Linear(*meant.shape[::-1])
+        beside = {key.removeprefix(f"{QUERY}."): value for key, value in stored.items() if key.startswith(f"{QUERY}.")}
+        layer.load_state_dict(beside)
+        assert torch.equal(layer.weight.dequantize(), meant)
+    model = load(stored)
+    x = the_input(weights, model.model.diffusion_model.dtype)
+    expected = F.linear(x.float(), meant, weights[f"{QUERY}.bias"])
+    assert (run_layer(model, QUERY, x).float() - expected).norm() <= 0.015 * expected.norm()
