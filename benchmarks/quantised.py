@@ -100,7 +100,7 @@ def main() -> None:
         lines = [
             f"`{command_line('quantised', sys.argv[1:])}` – {facts(torch.device('cpu'))}. Errors are relative.",
             "",
-            *table(["random layer", "convert --dtype", "error of the weight, against bf16", "of its output"], layer_rows()),
+            *table(["random layer", "convert --dtype", "error against bf16", "of its output"], layer_rows()),
             "",
             *table(
                 ["demo, convert --dtype", "", "error of the latents, against fp32", "frames"], demo_rows(Path(folder))
