@@ -11,10 +11,11 @@ from ..helios_core.sampling.noise import NOISE_SOURCES, noise_source
 from ..helios_core.sampling.plan import Past
 from ..helios_core.sampling.settings import parse_steps
 from ..helios_core.script.plans import ScriptedPlans
-from .host.identity import model_identity
+from .host.identity import model_identity, vae_identity
 from .host.model import helios_model, model_settings
 from .host.sampling_run import sampling_run, unfinished_run
-from .host.vae import encode_anchors
+from .host.vae import anchor_identities, encode_anchors
+from .host.wire_identity import wire_identity
 from .sampling_inputs import (
     amplify_first_chunk_input,
     guidance_scale_input,
@@ -76,7 +77,7 @@ class HeliosChunkSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latents", tooltip="One chunk of 9 latent frames per batch element."),
                 HeliosMemoryType.Output("next_memory", display_name="memory", tooltip="The past after these chunks."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -106,32 +107,36 @@ class HeliosChunkSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         helios = helios_model(model)
         settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
-        script, device = prompt_schedule(positive), model.load_device
+        codec = "" if vae is None else vae_identity(vae, wire_identity(cls.hidden, "vae"))
+        script, device = prompt_schedule(positive, cls.hidden), model.load_device
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         plans = ScriptedPlans(
             script.to(device),
             settings,
             noise_source(noise, seed, device),
             negative_rows=None if negative is None else prompt_embeds(negative, "negative").to(device),
+            negative_identity=wire_identity(cls.hidden, "negative"),
             anchors=encode_anchors(script, span, vae, memory),
+            anchor_identities=anchor_identities(script, span, codec, memory),
             noise_of=lambda own: noise_source(noise, own, device),
         )
-        planned = [plans(chunk) for chunk in span]
-        for plan in planned:
-            plan.check(memory, helios.diffusion_model.config)
+        for chunk in span:
+            plans(chunk).check(memory, helios.diffusion_model.config, chunk)
 
         wires = (positive, negative, memory)
         run = unfinished_run(model, wires, (seed, settings, noise, vae and weakref.ref(vae)))
         # Of other noise sources the next draw depends on all draws before it.
         del run.chunks[chunks - 1 if noise == "seeded" else 0 :]
+        identity = model_identity(model)  # before anything is loaded
         past = Past(run.chunks[-1][1] if run.chunks else memory)
-        with sampling_run(model, memory, [plan.settings for plan in planned], cls.hidden.unique_id) as sampling:
+        planned = [script.settings_for(chunk, settings) for chunk in span]
+        with sampling_run(model, memory, planned, cls.hidden.unique_id, script.loras.values()) as sampling:
             for chunk in make_chunks(
                 sampling.load,
                 past,
-                planned[len(run.chunks) :],
+                map(plans, span[len(run.chunks) :]),
                 hooks=sampling.hooks,
-                identity=model_identity(model),
+                identity=identity,
             ):
                 run.chunks.append((chunk.latents.to(comfy.model_management.intermediate_device()), chunk.past.memory))
         helios.unfinished_run = None

@@ -69,6 +69,15 @@ def resize_frames(
     return resized
 
 
+def extend_edges(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """Frames (T, H, W, C), made wider and higher to the right and at the bottom by repeating their last pixels."""
+    if frames.shape[2] < width:
+        frames = torch.cat((frames, frames[:, :, -1:].expand(-1, -1, width - frames.shape[2], -1)), dim=2)
+    if frames.shape[1] < height:
+        frames = torch.cat((frames, frames[:, -1:].expand(-1, height - frames.shape[1], -1, -1)), dim=1)
+    return frames
+
+
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:
     """Frames (T, H, W, 3) uint8 to pixels (1, 3, T, H, W), float32 in [-1, 1]: what a codec encodes.
 

@@ -80,8 +80,10 @@ class AuthorsNoise(DiffusersNoise):
 def noise_source(name: str, seed: int, device: torch.device | str) -> NoiseSource:
     """The source of that name, "seeded", "diffusers" or "authors"; the authors' own draws on `device`.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, and for a seed that is not one of torch's.
     """
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be a whole number from 0 to {2**64 - 1}")
     match name:
         case "seeded":
             return SeededNoise(seed)

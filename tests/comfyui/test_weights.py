@@ -345,8 +345,10 @@ def test_what_is_not_listed_is_not_opened(folder, weights, release, error_of, na
 def test_links_to_files_and_folders_elsewhere_are_listed_and_followed(comfyui, folder, weights, release, run, tmp_path):
     helios_weights.write_release_folder(tmp_path / "Helios-Distilled", weights)
     save_file(weights, tmp_path / "elsewhere.safetensors")
-    (folder / "linked_folder").symlink_to(tmp_path / "Helios-Distilled", target_is_directory=True)
-    (folder / "linked_distilled.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    links = folder / "linked_folder", folder / "linked_distilled.safetensors"
+    for link, target in zip(links, ("Helios-Distilled", "elsewhere.safetensors"), strict=True):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / target)
     expected, _ = run("full_distilled.safetensors", weight_dtype="fp32")
     for name in ("linked_folder/transformer", "linked_distilled.safetensors"):
         assert torch.equal(run(name, weight_dtype="fp32")[0], expected)
