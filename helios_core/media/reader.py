@@ -185,7 +185,7 @@ def _frames(file: MediaFile, timing: _Timing, rate: Fraction) -> Iterator[av.Vid
     name, num_frames = file_name(file), 0
     try:
         with open_media(file) as container:
-            decoded = _decode(container, name)
+            decoded: Iterator[av.VideoFrame] = _decode(container, name)
             if not timing.is_kept_at(rate):
                 decoded = at_rate(timing.of(decoded), rate, timing.end)
             for frame in decoded:
