@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -113,19 +114,22 @@ class KeyChain:
 
     def append(self, plan: ChunkPlan) -> str:
         """The identity of the chunk that follows."""
-        guided = plan.settings.guided
-        anchor = plan.anchor_identity or self._content("anchor", plan.anchor)
-        self.digest = fingerprint(
-            self.digest,
-            self._about,
-            {"prompt": plan.prompt_identity or self._content("prompt", plan.rows)},
-            {"negative": (plan.negative_identity or self._content("negative", plan.negative_rows)) if guided else None},
-            {"settings": plan.settings, "anchor": None if plan.anchor is None else anchor},
-            {"noise": type(plan.noise).__name__, "seed": plan.noise.seed},
-        )
-        if plan.loras:
-            self.digest = fingerprint(self.digest, sorted((lora.identity, lora.strength) for lora in plan.loras))
+        self.digest = fingerprint(self.digest, self._about, self.inputs(plan))
         return self.digest
+
+    def inputs(self, plan: ChunkPlan) -> dict[str, Any]:
+        """What a chunk is made from besides model and past: names for people, and values or identities."""
+        settings = {each.name: getattr(plan.settings, each.name) for each in fields(plan.settings)}
+        negative = plan.negative_identity or self._content("negative", plan.negative_rows)
+        anchor = plan.anchor_identity or self._content("anchor", plan.anchor)
+        return settings | {
+            "prompt": plan.prompt_identity or self._content("prompt", plan.rows),
+            "negative prompt": negative if plan.settings.guided else None,
+            "anchor picture": None if plan.anchor is None else anchor,
+            "noise": type(plan.noise).__name__,
+            "seed": plan.noise.seed,
+            "LoRAs of the schedule": sorted((lora.identity, lora.strength) for lora in plan.loras),
+        }
 
     def _content(self, name: str, tensor: torch.Tensor | None) -> str | None:
         """Fingerprint of a tensor's values; of one that comes again and again, taken once."""
