@@ -2,8 +2,8 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,8 @@ from ...helios_core.report.cost import estimate_memory
 from ...helios_core.report.eta import step_costs
 from ...helios_core.sampling.hooks import Forward, Hooks, Predict
 from ...helios_core.sampling.loop import OutOfMemoryError
-from ...helios_core.sampling.settings import SamplingSettings, variant_of
+from ...helios_core.sampling.loras import Lora, LorasOverTime, LoraStrength
+from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
 from .multigpu import copies_of, split_forwards
@@ -52,11 +53,13 @@ COMFYUI_VAE = 1.22  # what ComfyUI's Wan VAE takes to decode, against our own th
 @dataclass(frozen=True)
 class SamplingRun:
     """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
-    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them."""
+    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them.
+    `notice(sentence)` shows a sentence on the node while it runs."""
 
     hooks: Hooks
     load: Callable[[], HeliosTransformer]
     activations: int
+    notice: Callable[[str], None]
 
 
 @contextmanager
@@ -65,24 +68,27 @@ def sampling_run(
     memory: HeliosMemory,
     settings: Sequence[SamplingSettings],
     node_id: str | None,
+    loras: Collection[Lora] = (),
 ) -> Iterator[SamplingRun]:
     """Load the model with room for the chunks that follow `memory`, one for each of `settings`. `node_id` is the node
-    that shows the progress, and a warning for settings that the variant was not trained for.
+    that shows the progress, and a warning for settings that the variant was not trained for. `loras` are those of a
+    schedule, whose strengths change.
 
-    Raises ValueError for a model that carries a part of a sampler from another node, and OutOfMemoryError, with what
-    to do about it in ComfyUI, when the device has too little memory.
+    Raises ValueError for a model that carries a part of a sampler from another node or a LoRA that does not fit, and
+    OutOfMemoryError, with what to do about it in ComfyUI, when the device has too little memory.
     """
     helios = helios_model(patcher)
+    LorasOverTime(loras).check(helios.diffusion_model)
     options = transformer_options(patcher)
     refuse_sampler_parts(options)
     tell_unused_options(patcher)
 
     config, device = helios.diffusion_model.config, patcher.load_device
-    dearest = max(settings, key=lambda own: own.guided)
+    costliest = max(settings, key=lambda own: own.guided)
     on_device, in_ram = weight_sizes(patcher)
     estimate = estimate_memory(
         config,
-        dearest,
+        costliest,
         memory.width,
         memory.height,
         dtype=helios.diffusion_model.dtype,
@@ -91,15 +97,21 @@ def sampling_run(
     )
     estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae), host=in_ram)
     logger.info(
-        "Helios %s at %dx%d, %d chunks: %s",
-        variant_of(dearest), memory.width, memory.height, len(settings), estimate,
+        "%s at %dx%d, %d chunks: %s",
+        model_title(costliest), memory.width, memory.height, len(settings), estimate,
     )  # fmt: skip
 
     copies = copies_of(patcher)
+    over_time = [LorasOverTime(loras) for _ in (patcher, *copies)]
 
     def load() -> HeliosTransformer:
-        comfy.model_management.load_models_gpu([patcher, *copies], memory_required=estimate.activations)
+        memory_required = estimate.activations + over_time[0].nbytes
+        comfy.model_management.load_models_gpu([patcher, *copies], memory_required=memory_required)
         return helios.diffusion_model
+
+    def set_loras(strengths: Sequence[LoraStrength]) -> None:
+        for own in over_time:
+            own.set_strengths(strengths)
 
     load()
     advice = list(dict.fromkeys(sentence for own in settings for sentence in sampling_advice(helios.settings, own)))
@@ -112,14 +124,17 @@ def sampling_run(
     for each in (patcher, *copies):
         each.pre_run()
     try:
-        with current_device(device), predict_of(patcher, copies) as predict:
+        with current_device(device), predict_of(patcher, copies) as predict, ExitStack() as beside:
+            for each, own in zip((patcher, *copies), over_time, strict=True):
+                beside.enter_context(own.beside(helios_model(each).diffusion_model))
             hooks = Hooks(
                 progress=Progress(node_id, costs, memory.chunk_index, device, advice),
                 check_cancelled=check_cancelled,
                 forward=forward_of(patcher),
                 predict=predict,
+                set_loras=set_loras,
             )
-            yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+            yield SamplingRun(with_approximations(hooks, costliest), load, estimate.activations, advice.append)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "

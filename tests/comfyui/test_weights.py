@@ -12,6 +12,8 @@ from harness.inprocess import GraphRejected
 from harness.samples import small_graph, the_node
 from safetensors.torch import save_file
 
+from helios_core.sampling.settings import variant_of
+
 pytestmark = pytest.mark.usefixtures("memory_manager")
 
 FP8 = torch.float8_e4m3fn
@@ -285,7 +287,7 @@ def test_the_variant_is_read_and_a_mismatch_warns_in_words(
         save_file(weights, path)
     with caplog.at_level(logging.WARNING):
         model = _loader_module(comfyui).load_model(path, variant, "default")
-    assert _loader_module(comfyui).variant_of(model.model.settings) == taken_for
+    assert variant_of(model.model.settings) == taken_for
     assert warning in caplog.text if warning else not caplog.text
 
 
