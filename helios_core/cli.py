@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.lora_file import read_lora
@@ -21,6 +22,8 @@ from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
 from .faults import in_words
+from .files import check_file_name, check_new_file
+from .finish.pieces import remove_old_pieces
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
@@ -206,7 +209,10 @@ def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     runs = add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
     runs.set_defaults(run=run_runs)
     runs.add_argument("root", type=Path, nargs="?", default=Path(), help="folder of run folders (default: this one)")
-    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks")
+    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks and finished pieces")
+    runs.add_argument(
+        "--remove-old-pieces", metavar="NAME", help="delete finished pieces that this run's latest film does not have"
+    )
 
 
 def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -276,6 +282,7 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_generate(options: argparse.Namespace) -> None:
     if options.keep_video and options.video is None:
         raise ValueError("--keep-video keeps the clip that --video names; give --video too")
+    check_outputs(options)
     MP4_H264.choose_pixel_format("auto", 2, 2)  # without an encoder nothing is worth beginning
     noise = noise_source(options.noise, options.seed, options.device)
     source = open_source(options, noise)
@@ -342,6 +349,17 @@ def run_generate(options: argparse.Namespace) -> None:
         logger.info("wrote %s", options.sheet)
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raise, before anything is read or made, for what could not be written in the end."""
+    if options.out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {options.out.name!r}: a long video is an mp4, so the file name must end in .mp4")
+    for path in filter(None, (options.out, options.save_memory, options.sheet)):
+        check_new_file(path)
+    check_file_name((options.run_folder or options.out.with_suffix(".run")).resolve().name)
+    if options.sheet is not None and options.sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet {options.sheet.name!r} must end as a picture does, for example in .png")
+
+
 def read_schedule(path: Path, frame_rate: float) -> PromptSchedule:
     """The schedule in a text or JSON file. Raises ValueError with the file's name, line and column."""
     try:
@@ -399,9 +417,17 @@ def run_runs(options: argparse.Namespace) -> None:
         removed = remove_run(options.root, options.remove)
         logger.info("removed %s: %d chunks, %.1f MB", removed.name, removed.num_chunks, removed.num_bytes / 1e6)
         return
+    if options.remove_old_pieces is not None:
+        name = options.remove_old_pieces
+        if name not in {run.name for run in list_runs(options.root)}:
+            raise ValueError(f"there is no run {name!r} in {options.root}")
+        num_pieces, num_bytes = remove_old_pieces(RunFolder(options.root / name))
+        logger.info("removed %d old pieces of %s, %.1f MB", num_pieces, name, num_bytes / 1e6)
+        return
     runs = list_runs(options.root)
     lines = [
-        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, {run.num_bytes / 1e6:.1f} MB, "
+        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, "
+        f"{f'{run.num_pieces} finished pieces, ' if run.num_pieces else ''}{run.num_bytes / 1e6:.1f} MB, "
         f"last used {datetime.fromtimestamp(run.last_used):%Y-%m-%d %H:%M}"
         for run in runs
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .geometry import FRAMES_PER_CHUNK, check_size
+from .geometry import FRAMES_PER_CHUNK, check_num_chunks, check_size
 from .media.frames import from_pixels, resize_frames, to_pixels
 from .media.reader import Clip
 from .media.segments import Encoding
@@ -74,8 +74,7 @@ class Job:
     def check(self, settings: SamplingSettings) -> None:
         """Raise ValueError, before anything heavy is loaded, for what cannot work."""
         check_size(self.width, self.height, settings.schedule.num_stages)
-        if self.num_chunks < 1:
-            raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+        check_num_chunks(self.num_chunks)
         if sum(start is not None for start in (self.image, self.video, self.memory)) > 1:
             raise ValueError("a video starts from an image, a video or a memory; more than one of them is given")
         if self.memory is not None:

@@ -8,6 +8,8 @@ VAE_TEMPORAL_STRIDE = 4
 LATENT_CHANNELS = 16
 LATENT_FRAMES_PER_CHUNK = 9
 FRAMES_PER_CHUNK = (LATENT_FRAMES_PER_CHUNK - 1) * VAE_TEMPORAL_STRIDE + 1  # 33
+MAX_SIDE = 8192  # pixels: 160 times the trained area; what is larger is a slip of the keyboard
+MAX_CHUNKS = 100_000  # 38 hours at 24 frames per second
 FRAME_RATE = 24  # frames per second, the rate Helios was trained at
 
 
@@ -16,10 +18,20 @@ def size_multiple(num_stages: int, patch_size: tuple[int, int, int] = (1, 2, 2))
     return VAE_SPATIAL_STRIDE * patch_size[1] * 2 ** (num_stages - 1)
 
 
+def check_num_chunks(num_chunks: int) -> None:
+    """Raise ValueError for a length that cannot be made."""
+    if num_chunks < 1:
+        raise ValueError(f"number of chunks is {num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+    if num_chunks > MAX_CHUNKS:
+        raise ValueError(f"number of chunks is {num_chunks}; at most {MAX_CHUNKS} (38 hours) are made in one run")
+
+
 def check_size(width: int, height: int, num_stages: int) -> None:
     """Raise ValueError, naming the nearest sizes that work, unless the pyramid fits width and height (pixels)."""
     multiple = size_multiple(num_stages)
     for name, value in (("width", width), ("height", height)):
+        if value > MAX_SIDE:
+            raise ValueError(f"{name} {value} is too large; at most {MAX_SIDE} pixels (Helios was trained at 640x384)")
         if value < multiple or value % multiple:
             below = max(multiple, value // multiple * multiple)
             nearest = f"{below} or {below + multiple}" if value > multiple else f"{multiple}"

@@ -12,12 +12,21 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
 from ..helios_core.media.audio import Sound
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
+from ..helios_core.media.formats import (
+    FORMATS,
+    MP4_H264,
+    PIXEL_FORMATS,
+    MissingEncoderError,
+    find_format,
+    storable_size,
+)
+from ..helios_core.media.frames import extend_edges
 from ..helios_core.media.writer import VideoWriter
 from .host.folders import check_prefix, next_path
 from .host.graph_metadata import graph_metadata
+from .host.progress import show_on_node
 from .host.vae import check_vae, decode_chunks
-from .host.video_wire import sound_of_audio, sound_of_video
+from .host.video_wire import rgb, sound_of_audio, sound_of_video
 from .wires import CATEGORY, check_chunk_latents
 
 logger = logging.getLogger(__name__)
@@ -143,8 +152,9 @@ class HeliosVideoCombine(io.ComfyNode):
         if (latents is None) == (images is None):
             raise ValueError("connect either latents (with a VAE) or images, not both and not neither")
         if latents is None:
+            images = rgb(images, "images")
             num_frames, height, width = images.shape[:3]
-            frames = iter(images[..., :3].split(FRAMES_PER_CHUNK))
+            frames = iter(images.split(FRAMES_PER_CHUNK))
         else:
             samples = latents["samples"]
             check_chunk_latents(samples)
@@ -156,6 +166,15 @@ class HeliosVideoCombine(io.ComfyNode):
         sound = choose_sound(audio, source_video, audio_start)
         kept = allocate_images(num_frames, height, width) if return_images and images is None else None
 
+        stored = chosen.pixel_formats[0] if pix_fmt == "auto" else pix_fmt
+        size, (width, height) = (width, height), storable_size(stored, width, height)
+        if size != (width, height):
+            words = (
+                f"frames of {size[0]}x{size[1]} are stored as {width}x{height}, their last pixels repeated: {stored} "
+                "takes even sizes only"
+            )
+            logger.warning(words)
+            show_on_node(words)
         path, subfolder = next_path(filename_prefix, chosen.suffix, width, height, cls.hidden)
         with ExitStack() as stack:
             writer = stack.enter_context(
@@ -177,9 +196,10 @@ class HeliosVideoCombine(io.ComfyNode):
                 preview = Preview(path.stem, width, height, frame_rate, sound)
                 stack.enter_context(preview.writer)
                 shown = preview.result
-            for chunk in frames:
+            for decoded in frames:
                 if kept is not None:
-                    kept[writer.num_frames : writer.num_frames + len(chunk)] = chunk
+                    kept[writer.num_frames : writer.num_frames + len(decoded)] = decoded
+                chunk = extend_edges(decoded, width, height)
                 if preview is not None:
                     preview.write(chunk)
                 writer.write(chunk)

@@ -1,5 +1,6 @@
 """Helios Context: how the video begins -> memory."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 
@@ -7,15 +8,20 @@ from comfy_api.latest import io
 
 from ..helios_core.fingerprint import fingerprint
 from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, check_size, size_multiple
+from ..helios_core.media.reader import HDR_ADVICE, hdr_kind
 from ..helios_core.memory.config import MemoryConfig
 from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from ..helios_core.sampling.noise import SeededNoise
 from .host.identity import vae_identity
+from .host.progress import show_on_node
 from .host.vae import check_vae, encode_frames
-from .host.video_wire import fit_frames, last_frames
+from .host.video_wire import fit_frames, last_frames, rgb, whole_file
 from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosMemoryType
 
+logger = logging.getLogger(__name__)
+
+TRAINED_SIZE = (640, 384)
 RESIZE_MODES = ["crop", "stretch", "pad"]
 
 
@@ -129,12 +135,16 @@ class HeliosContext(io.ComfyNode):
         check_any_size(width, height)
         if resize not in RESIZE_MODES:
             raise ValueError(f"resize is {resize!r}; allowed: {', '.join(RESIZE_MODES)}")
+        words = size_advice(width, height)
         config = MemoryConfig(reanchor_on_second_chunk=reanchor)
+        if words:
+            show_on_node("\n".join(words))
         if image is None and video is None:
             return io.NodeOutput(text_memory(width=width, height=height, config=config))
         if image is not None and video is not None:
             raise ValueError("image and video are both connected; a video starts from one of them. Disconnect one")
         check_vae(vae, "to encode the image or video")
+        image = None if image is None else rgb(image, "image")
         if image is not None and len(image) != 1:
             raise ValueError(
                 f"image is a batch of {len(image)} pictures; image-to-video starts from one. Pick one with "
@@ -144,13 +154,17 @@ class HeliosContext(io.ComfyNode):
         noise = SeededNoise(noise_seed)
         if image is not None:
             # Fitted once, not 33 times as a still video.
-            latents = encode_image(fit_frames(image[..., :3], width, height, resize), encode)
+            latents = encode_image(fit_frames(image, width, height, resize), encode)
             memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
             source = wire_identity(cls.hidden, "image") or fingerprint(image)
         else:
             reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
+            if (file := whole_file(video)) is not None and (hdr := hdr_kind(file)) is not None:
+                words.append(f"The video is {hdr}: {HDR_ADVICE}.")
             first, last = last_frames(video, reach, video_frame_rate, width, height, resize)
             latents = encode_video(last, encode, first_frame=first, config=config)
+            if words:
+                show_on_node("\n".join(words))
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
             source = wire_identity(cls.hidden, "video") or fingerprint(first, last)
         identity = fingerprint(
@@ -160,6 +174,21 @@ class HeliosContext(io.ComfyNode):
             {"noise": noise_seed if add_noise else None},
         )
         return io.NodeOutput(replace(memory, identity=identity))
+
+
+def size_advice(width: int, height: int) -> list[str]:
+    """What there is to say of a size that some variant can make."""
+    advice = []
+    if (width, height) != TRAINED_SIZE:
+        advice.append(
+            f"{width}x{height}: Helios was trained at {TRAINED_SIZE[0]}x{TRAINED_SIZE[1]} only; other sizes work less "
+            "well the further they are from it."
+        )
+    if width % size_multiple(3) or height % size_multiple(3):
+        advice.append(f"{width}x{height} is no multiple of {size_multiple(3)}: only the Base variant can make it.")
+    for sentence in advice:
+        logger.warning(sentence)
+    return advice
 
 
 def check_any_size(width: int, height: int) -> None:

@@ -10,12 +10,12 @@ from ..helios_core.finish.film import Film, Finisher, finish_video
 from ..helios_core.finish.pictures import FITS
 from ..helios_core.finish.pieces import PieceFolder
 from ..helios_core.finish.recipe import Recipe
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.reader import stream_video
 from ..helios_core.run.run_folder import RunFolder
 from .combine import Preview
 from .host.finish import ModelInterpolator, ModelUpscaler, loaded, video_source
-from .host.folders import next_path, run_path
+from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.video_wire import sound_of_audio
 from .wires import CATEGORY
@@ -175,7 +175,7 @@ class HeliosFinishVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output("video", display_name="video", tooltip="The finished file."),
+                io.Video.Output("film", display_name="film", tooltip="The finished file."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in sentences."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -184,16 +184,23 @@ class HeliosFinishVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, run_name: str | None = None, crf: int = 0, format: str = MP4_H264.name, pix_fmt: str = "auto"
+        cls,
+        run_name: str | None = None,
+        filename_prefix: str | None = None,
+        crf: int = 0,
+        format: str = MP4_H264.name,
+        pix_fmt: str = "auto",
     ) -> bool | str:
         """Refuse before anything runs what would be refused after it. What other nodes give is looked at later."""
         try:
             if run_name is not None:
                 run_path(run_name)
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
             chosen = find_format(format or MP4_H264.name)
             chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
             chosen.check_crf(crf or 0)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 
@@ -244,10 +251,10 @@ class HeliosFinishVideo(io.ComfyNode):
         )
         sound = None if audio is None else sound_of_audio(audio).starting_at(audio_start)
         finisher = Finisher(video_source(video), recipe, say=report, progress=Bar())
-        path, subfolder = next_path(filename_prefix, recipe.format.suffix, *finisher.size())
+        path, subfolder = next_path(filename_prefix, recipe.format.suffix, *finisher.size(), cls.hidden)
         with loaded(upscaler, interpolator, *finisher.kitchen.source):
             film = finish_video(
-                finisher, PieceFolder(RunFolder(run_path(run_name))), path, sound=sound,
+                finisher, PieceFolder(RunFolder(run_path(run_name, cls.hidden))), path, sound=sound,
                 metadata=graph_metadata(cls.hidden),
             )  # fmt: skip
         shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)

@@ -14,7 +14,7 @@ from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.script.plans import ScriptedPlans
 from ..helios_core.typed import plain
-from .chunk_strip import ChunkStrip
+from .host.chunk_strip import ChunkStrip
 from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
@@ -23,6 +23,14 @@ from .host.overlap import overlapped_decode
 from .host.sampling_run import sampling_run
 from .host.vae import anchor_identities, check_vae, decode, decodes_elsewhere, encode_anchors
 from .host.wire_identity import wire_identity
+from .sampling_inputs import (
+    amplify_first_chunk_input,
+    guidance_scale_input,
+    model_input,
+    negative_input,
+    seed_input,
+    steps_input,
+)
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
@@ -37,7 +45,7 @@ class HeliosLongVideo(io.ComfyNode):
             "run that was cancelled or crashed goes on where it stopped when the graph is queued again, and a changed "
             "prompt, seed or re-roll makes again only what comes after it.",
             inputs=[
-                io.Model.Input("model", tooltip="A Helios model."),
+                model_input(),
                 io.MultiType.Input(
                     "positive",
                     types=PROMPT_TYPES,
@@ -54,14 +62,7 @@ class HeliosLongVideo(io.ComfyNode):
                     tooltip="Folder below output/helios_runs that keeps the finished chunks. Queue again with the same "
                     "name to resume; several versions of a video share their common chunks.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise. Keep it fixed to resume or to change only a part.",
-                ),
+                seed_input("Seed of the noise. Keep it fixed to resume or to change only a part."),
                 io.Int.Input(
                     "chunks",
                     default=8,
@@ -77,22 +78,9 @@ class HeliosLongVideo(io.ComfyNode):
                     step=0.1,
                     tooltip="Length in seconds, rounded up to whole chunks. 0: as many chunks as set above.",
                 ),
-                io.String.Input(
-                    "steps", default="", tooltip="Steps in each pyramid stage, e.g. 2,2,2. Empty: the variant's own."
-                ),
-                io.Float.Input(
-                    "guidance_scale",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the prompt is followed. 0: the variant's own (Base and Mid 5, Distilled 1).",
-                ),
-                io.Boolean.Input(
-                    "amplify_first_chunk",
-                    default=True,
-                    tooltip="Distilled only: twice the steps in the first chunk of a video, on which all others build.",
-                ),
+                steps_input(),
+                guidance_scale_input(),
+                amplify_first_chunk_input(),
                 io.String.Input(
                     "reroll",
                     default="",
@@ -125,11 +113,7 @@ class HeliosLongVideo(io.ComfyNode):
                     default="Helios/long",
                     tooltip="Where the finished file goes below the output folder, and how its name begins.",
                 ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
-                ),
+                negative_input(),
                 io.Boolean.Input(
                     "overlap_vae",
                     optional=True,
@@ -217,8 +201,9 @@ class HeliosLongVideo(io.ComfyNode):
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
         folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
+        planned = [script.settings_for(chunk, settings) for chunk in span]
         with (
-            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
+            sampling_run(model, memory, planned, node_id, script.loras.values()) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
             overlapped = None

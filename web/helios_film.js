@@ -42,6 +42,11 @@ function showFilm(node) {
     const locator = locatorOf(node);
     if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(locator);
     else delete app.nodePreviewImages?.[locator];
+    const live = store?.nodePreviewImages;
+    if (live) {
+        live[locator] = []; // older pages do not see that it was taken away
+        delete live[locator];
+    }
     dropLivePreview(node);
     node.previewMediaType = "video"; // older pages look for nothing else
     node.images = undefined; // so that the page finds the output new, and loads it

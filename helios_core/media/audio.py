@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,10 @@ MediaFile = str | os.PathLike[str] | BinaryIO
 
 _SILENCE_SAMPLES = 48000
 _LAYOUTS = {1: "mono", 2: "stereo"}
+# What so many channels are when nothing else is said, by FFmpeg's names.
+_WIDE_LAYOUTS = {3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,44 @@ class Sound:
 def waveform_sound(waveform: torch.Tensor, sample_rate: int) -> Sound:
     """Sound of a waveform (C, S), floats in [-1, 1], as ComfyUI's AUDIO has it for one clip.
 
-    Raises ValueError unless it has one or two channels and a sample rate above 0.
+    3 to 8 channels are mixed down to two as FFmpeg does for a file of so many, and more to one. NaN counts as silence.
+    Raises ValueError for another shape, and unless the sample rate is above 0.
     """
-    if waveform.ndim != 2 or waveform.shape[0] not in _LAYOUTS:
-        raise ValueError(
-            f"the waveform has shape {tuple(waveform.shape)}; expected (channels, samples) with 1 or 2 channels: "
-            "mix more of them down first"
-        )
+    if waveform.ndim != 2 or not len(waveform):
+        raise ValueError(f"the waveform has shape {tuple(waveform.shape)}; expected (channels, samples)")
     if sample_rate < 1:
         raise ValueError(f"sample_rate is {sample_rate}; allowed: above 0, for example 44100")
 
     def second_by_second() -> Iterator[np.ndarray]:
+        mix = _mixer(len(waveform), sample_rate)
         for part in waveform.split(sample_rate, dim=1):
-            yield part.float().cpu().numpy()
+            yield mix(part.float().nan_to_num(0.0, 1.0, -1.0).cpu().numpy())
 
-    return Sound(second_by_second, sample_rate, len(waveform))
+    return Sound(second_by_second, sample_rate, _mixed_channels(len(waveform)))
+
+
+def _mixed_channels(num_channels: int) -> int:
+    return 2 if num_channels in _WIDE_LAYOUTS else num_channels if num_channels in _LAYOUTS else 1
+
+
+def _mixer(num_channels: int, sample_rate: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns (num_channels, n) into (1 or 2, n)."""
+    if num_channels in _LAYOUTS:
+        return lambda part: part
+    if num_channels not in _WIDE_LAYOUTS:
+        return lambda part: part.mean(axis=0, keepdims=True)
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=sample_rate)
+
+    def mix(part: np.ndarray) -> np.ndarray:
+        if not part.shape[1]:
+            return part[:2]
+        # Side by side: PyAV fills no more than seven planes.
+        samples = np.ascontiguousarray(part.T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout=_WIDE_LAYOUTS[num_channels])
+        frame.sample_rate = sample_rate
+        return np.concatenate([mixed.to_ndarray() for mixed in resampler.resample(frame)], axis=1)
+
+    return mix
 
 
 def file_sound(file: MediaFile) -> Sound | None:
@@ -70,14 +99,22 @@ def file_sound(file: MediaFile) -> Sound | None:
             if stream is None:
                 return None
             sample_rate, num_channels = stream.sample_rate, min(stream.channels, 2)
+            if not sample_rate or not num_channels:
+                logger.warning("the sound of %s says neither rate nor channels; it is left out", file_name(file))
+                return None
     except av.error.FFmpegError as fault:
         raise ValueError(f"{file_name(file)} cannot be read ({fault.strerror}); try converting it first") from fault
     return Sound(lambda: _decode(file, sample_rate, num_channels), sample_rate, num_channels)
 
 
 def open_media(file: MediaFile) -> av.container.InputContainer:
-    """Open a path, or a binary stream from its beginning. Raises FileNotFoundError when there is no such file."""
-    if hasattr(file, "read"):
+    """Open a path, or a binary stream from its beginning. Raises FileNotFoundError when there is no such file.
+
+    What is in memory is opened apart each time, without a copy, so that several may read it at once.
+    """
+    if isinstance(file, BytesIO):
+        return av.open(BytesIO(file.getvalue()))
+    if not isinstance(file, str | os.PathLike):
         file.seek(0)
         return av.open(file)
     if not Path(file).is_file():
@@ -87,7 +124,7 @@ def open_media(file: MediaFile) -> av.container.InputContainer:
 
 def file_name(file: MediaFile) -> str:
     """What to call a path or a stream in a message."""
-    return "the file" if hasattr(file, "read") else Path(file).name
+    return Path(file).name if isinstance(file, str | os.PathLike) else "the file"
 
 
 def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
@@ -173,10 +210,18 @@ class SoundTrack:
         """Write what the encoder still holds."""
         self._container.mux(self._stream.encode(None))
 
+    def _next_part(self) -> np.ndarray | None:
+        try:
+            return next(self._parts, None)
+        except ValueError as fault:  # the pictures are what the hours went into
+            logger.warning("%s; the rest of the video is silent", fault)
+            self._parts = iter(())
+            return None
+
     def _take(self, num_samples: int) -> np.ndarray:
         parts, num_waiting = [self._waiting], self._waiting.shape[1]
         while num_waiting < num_samples:
-            part = next(self._parts, None)
+            part = self._next_part()
             if part is None:
                 part = np.zeros((self._sound.num_channels, num_samples - num_waiting), np.float32)
             parts.append(part)

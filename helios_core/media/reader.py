@@ -13,11 +13,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from ..geometry import FRAME_RATE
 from .audio import MediaFile, file_name, open_media
@@ -31,6 +31,33 @@ _EXACT_CONVERSION = 0x2 | 0x2000 | 0x40000
 
 # Decoders of which each packet gives the one frame that is shown at its time. Others hide frames, or put two together.
 _ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "prores", "ffv1", "mjpeg", "png")
+
+
+# Numbers of ISO/IEC 23091-2: how light is coded, and which red, green and blue are meant.
+_HDR_TRANSFERS = {16: "HDR (PQ)", 18: "HDR (HLG)"}
+_WIDE_PRIMARIES = {9: "wide colour (BT.2020)"}
+
+
+HDR_ADVICE = "its colours are read without tone mapping and look pale; convert it to SDR (BT.709) first"
+
+
+def hdr_kind(file: MediaFile) -> str | None:
+    """What makes a video's colours more than a usual screen shows, in words; None for usual video and what is none.
+
+    Such frames are read without tone mapping: they look pale and flat.
+    """
+    try:
+        with open_media(file) as container:
+            return _hdr_kind(container)
+    except (OSError, av.error.FFmpegError):
+        return None
+
+
+def _hdr_kind(container: av.container.InputContainer) -> str | None:
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        return None
+    context = container.streams.video[0].codec_context
+    return _HDR_TRANSFERS.get(int(context.color_trc)) or _WIDE_PRIMARIES.get(int(context.color_primaries))
 
 
 def exact_rate(frame_rate: float | Fraction) -> Fraction:
@@ -95,19 +122,24 @@ def open_video(
     return rate, map(_upright_rgb, _frames(file, timing, rate))
 
 
-def stream_video(file: MediaFile, *, frame_rate: float | Fraction | None = None) -> Iterator[torch.Tensor]:
-    """The frames of `open_video`; the file is opened when the first is asked for."""
-    _, frames = open_video(file, frame_rate=frame_rate)
-    yield from frames
+def stream_video(
+    file: MediaFile, *, frame_rate: float | Fraction | None = None, first: int = 0
+) -> Iterator[torch.Tensor]:
+    """The frames of `open_video` from number `first` on; the file is opened when the first is asked for."""
+    timing, rate = _timing_of(file, frame_rate)
+    for frame in islice(_frames(file, timing, rate), first, None):
+        yield _upright_rgb(frame)
 
 
 @dataclass(frozen=True)
 class VideoFacts:
     """What a file says of its pictures, read without decoding them. `frame_rate` is the average where it is not
-    `constant`; `transfer` is the transfer function's number in ISO/IEC 23091-2."""
+    `constant`, and `num_frames` how many there are at that rate; `transfer` is the transfer function's number in
+    ISO/IEC 23091-2."""
 
     frame_rate: Fraction
     constant: bool
+    num_frames: int
     transfer: int
     has_alpha: bool
 
@@ -123,6 +155,7 @@ def video_facts(file: MediaFile) -> VideoFacts:
             return VideoFacts(
                 frame_rate=timing.rate,
                 constant=timing.constant,
+                num_frames=len(timing.ticks) or round(timing.end * timing.rate),
                 transfer=int(stream.codec_context.color_trc),
                 # webm keeps transparency in a stream beside the pictures, which decoders leave out.
                 has_alpha=stream.metadata.get("alpha_mode") == "1"
@@ -138,8 +171,11 @@ def _timing_of(file: MediaFile, frame_rate: float | Fraction | None) -> tuple[_T
     try:
         with open_media(file) as container:
             timing = _read_timing(container, name)
+            hdr = _hdr_kind(container)
     except av.error.FFmpegError as fault:
         raise _unreadable(name, 0, fault) from fault
+    if hdr is not None:
+        logger.warning("%s is %s: %s", name, hdr, HDR_ADVICE)
     return timing, timing.rate if frame_rate is None else exact_rate(frame_rate)
 
 
@@ -317,10 +353,3 @@ def _upright_rgb(frame: av.VideoFrame) -> torch.Tensor:
             rgb, a, d = rgb.swapaxes(0, 1), c, b
         rgb = rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return torch.from_numpy(np.ascontiguousarray(rgb))
-
-
-_FITS = {
-    "crop": ImageOps.fit,  # cover, then cut the middle out
-    "stretch": Image.Image.resize,
-    "pad": ImageOps.pad,  # contain, black around it
-}

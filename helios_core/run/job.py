@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..geometry import check_num_chunks
 from ..media.reader import read_video
 from ..media.segments import Encoding
 from ..memory.memory import HeliosMemory
@@ -51,8 +52,7 @@ class LongVideo:
         check_memory(memory, model=self.model)
         if memory.batch_size != 1:
             raise ValueError(f"the memory is of {memory.batch_size} videos; a long video is made one at a time")
-        if self.num_chunks < 1:
-            raise ValueError(f"number of chunks is {self.num_chunks}; at least 1 is needed (a chunk is 33 frames)")
+        check_num_chunks(self.num_chunks)
         for chunk in self.chunks:
             plan = self.plan(chunk)
             plan.check(memory, chunk=chunk)

@@ -17,6 +17,7 @@ import torch
 from ..geometry import LATENT_FRAMES_PER_CHUNK
 from ..memory.memory import HeliosMemory
 from ..memory.storage import ModelIdentity
+from ..model.patchify import num_tokens
 from ..model.transformer import HeliosTransformer, MemoryTokens, PromptContext
 from ..transfer import to_device
 from .drift import AntiDrift, DriftReport, DriftState
@@ -211,8 +212,7 @@ def chunk_shape(memory: HeliosMemory) -> tuple[int, ...]:
 
 def num_noisy_tokens(x: torch.Tensor, model: HeliosTransformer) -> int:
     """Tokens of a sample x (B, C, T, h, w)."""
-    patch_t, patch_h, patch_w = model.config.patch_size
-    return x.shape[2] * x.shape[3] * x.shape[4] // (patch_t * patch_h * patch_w)
+    return num_tokens(x.shape[2:], model.config.patch_size)
 
 
 def check_finite(finite: list[torch.Tensor], place: str, prompt: PromptContext, memory: HeliosMemory) -> None:

@@ -79,6 +79,11 @@ class LorasOverTime:
         """Bytes that the LoRAs take on the device when all are in use."""
         return sum(lora.nbytes for lora in self.loras.values())
 
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError for a LoRA that does not fit the model."""
+        for lora in self.loras.values():
+            lora.check(model)
+
     def set_strengths(self, strengths: Iterable[LoraStrength]) -> None:
         """Those of the next chunk; LoRAs that are not named have none."""
         self._strengths = {planned.name: planned.strength for planned in strengths if planned.strength}
@@ -91,8 +96,7 @@ class LorasOverTime:
 
         Raises ValueError for a LoRA that does not fit the model.
         """
-        for lora in self.loras.values():
-            lora.check(model)
+        self.check(model)
         by_layer: dict[str, list[Lora]] = {}
         for lora in self.loras.values():
             for layer in lora.pairs:

@@ -21,7 +21,9 @@ Key = tuple[str | int, ...]
 class NoiseSource(Protocol):
     """Gives fp32 noise on a device of its own choice."""
 
-    seed: int | None
+    @property
+    def seed(self) -> int | None:
+        """What the draws follow from, for the record; None when it is not known."""
 
     def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
         """Standard normal noise of this shape."""
@@ -78,8 +80,10 @@ class AuthorsNoise(DiffusersNoise):
 def noise_source(name: str, seed: int, device: torch.device | str) -> NoiseSource:
     """The source of that name, "seeded", "diffusers" or "authors"; the authors' own draws on `device`.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, and for a seed that is not one of torch's.
     """
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be a whole number from 0 to {2**64 - 1}")
     match name:
         case "seeded":
             return SeededNoise(seed)
@@ -98,5 +102,5 @@ def stream_state(source: NoiseSource) -> torch.Tensor | None:
 
 def restore_stream(source: NoiseSource, state: torch.Tensor | None) -> None:
     """Put a source back to where `stream_state` found it."""
-    if isinstance(source, DiffusersNoise):
+    if isinstance(source, DiffusersNoise) and state is not None:
         source.generator.set_state(state)

@@ -8,6 +8,7 @@ besides model, prompt, seed and memory. The three published variants are three `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -131,12 +132,14 @@ class SamplingSettings:
     zero_init: bool = True
     zero_steps: int = 1
     amplify_first_chunk: bool = False
-    history_reuse: Literal["off", "stage", "chunk"] = "off"
+    history_reuse: str = "off"
     step_cache: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "step_cache", float(self.step_cache))
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a number, 1 for no guidance")
         if not 0 <= self.step_cache <= 1:
             raise ValueError(
                 f"step_cache is {self.step_cache:g}; allowed: 0 (off) to 1, the part of its size that the velocity may "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -86,7 +86,7 @@ class PromptSchedule:
         CHECKS["shape"](self.shape)
         if not self.segments:
             raise ValueError('the schedule has no segment; it needs at least one, such as "0s: a fox in the snow"')
-        previous = None
+        previous: int | None = None
         for number, segment in enumerate(self.segments, start=1):
             try:
                 check_order(previous, segment.start)
@@ -94,7 +94,7 @@ class PromptSchedule:
                 raise ValueError(f"segment {number}: {fault}") from fault
             previous = segment.start
         if self.num_chunks is not None:
-            check_end(previous, self.num_chunks)
+            check_end(self.segments[-1].start, self.num_chunks)
 
     @property
     def length(self) -> int:
@@ -310,7 +310,7 @@ def _check_loras(value: Any) -> None:
         raise ValueError(f"the LoRA {_excerpt(twice)} is given twice")
 
 
-CHECKS = {
+CHECKS: Mapping[str, Callable[[Any], None]] = {
     "lora": _check_lora,
     "strength": _check_strength,
     "loras": _check_loras,

@@ -136,6 +136,7 @@ class _Line:
     def next(self) -> str | None:
         """The next word or ":", or None at the end of the line. A quoted name is given without its quotes."""
         match = _TOKEN.match(self.content, self.position)
+        assert match is not None, "the pattern fits anywhere: at worst at the end of the line"
         colon, quoted, word, quote = match.groups()
         self.position = match.end()
         self.quoted = quoted is not None

@@ -1,6 +1,7 @@
 """The graph that made a video, for the video's own metadata: dropped on ComfyUI, the file opens its graph."""
 
 import json
+import math
 import re
 
 from comfy.cli_args import args
@@ -25,4 +26,13 @@ def json_with_counted_braces(value) -> str:
     def escaped(text: re.Match) -> str:
         return text[0].replace("{", r"\u007b").replace("}", r"\u007d")
 
-    return re.sub(r'"(?:[^"\\]|\\.)*"', escaped, json.dumps(value))
+    return re.sub(r'"(?:[^"\\]|\\.)*"', escaped, json.dumps(finite(value)))
+
+
+def finite(value):
+    """The value with null for NaN and infinity, which JSON does not have and the page cannot read."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,5 +1,6 @@
 """What Helios takes from a VIDEO wire: its last frames and its sound, without holding all of it in memory."""
 
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -11,6 +12,8 @@ from ...helios_core.media.audio import MediaFile, Sound, file_sound, waveform_so
 from ...helios_core.media.frames import resize_frames
 from ...helios_core.media.reader import exact_rate, open_video, read_video
 from ...helios_core.media.timing import at_rate
+
+logger = logging.getLogger(__name__)
 
 
 def whole_file(video) -> MediaFile | None:
@@ -45,12 +48,13 @@ def last_frames(
         first, last = (resize_frames(part, width, height, resize) for part in (clip.first_frame[None], clip.frames))
         return first.float() / 255, last.float() / 255
     components = video.get_components()
-    frames = components.images[..., :3]
+    frames = rgb(components.images, "video")
     if frame_rate and len(frames):
         own, end = Fraction(components.frame_rate), len(frames) / Fraction(components.frame_rate)
         numbers = at_rate(((number / own, number) for number in range(len(frames))), exact_rate(frame_rate), end)
         frames = frames[list(numbers)]
-    return tuple(fit_frames(part, width, height, resize) for part in (frames[:1], frames[-num_frames:]))
+    first, last = (fit_frames(part, width, height, resize) for part in (frames[:1], frames[-num_frames:]))
+    return first, last
 
 
 def frames_in_parts(video, num_frames: int) -> tuple[float, Iterator[torch.Tensor]]:
@@ -61,7 +65,7 @@ def frames_in_parts(video, num_frames: int) -> tuple[float, Iterator[torch.Tenso
     file = whole_file(video)
     if file is None:
         components = video.get_components()
-        return float(components.frame_rate), iter(components.images.split(num_frames))
+        return float(components.frame_rate), iter(rgb(components.images, "video").split(num_frames))
     rate, frames = open_video(file)
     parts = iter(lambda: list(islice(frames, num_frames)), [])
     return float(rate), (torch.stack(part).float() / 255 for part in parts)
@@ -84,10 +88,24 @@ def sound_of_video(video) -> Sound | None:
 
 
 def sound_of_audio(audio: dict) -> Sound:
-    """The sound of an AUDIO. Raises ValueError for several clips at once or more than two channels."""
+    """The sound of an AUDIO; several clips at once are mixed into one. Raises ValueError for anything else."""
     waveform = audio["waveform"]
-    if waveform.ndim != 3 or len(waveform) != 1:
-        raise ValueError(
-            f"audio has shape {tuple(waveform.shape)}; a video takes one clip (1, channels, samples) of 1 or 2 channels"
-        )
-    return waveform_sound(waveform[0], audio["sample_rate"])
+    if waveform.ndim < 3:  # some nodes leave out the batch, or the channels of a single one
+        waveform = waveform.reshape(1, -1, waveform.shape[-1])
+    if waveform.ndim != 3 or not len(waveform):
+        raise ValueError(f"audio has shape {tuple(waveform.shape)}; a video takes (1, channels, samples)")
+    if len(waveform) > 1:
+        logger.warning("audio holds %d clips at once; the video gets their mix", len(waveform))
+    return waveform_sound(waveform.float().mean(dim=0), int(audio["sample_rate"]))
+
+
+def rgb(images: torch.Tensor, name: str) -> torch.Tensor:
+    """IMAGE of any kind as (T, H, W, 3): grey is repeated, and what lies behind three colours is left out.
+
+    Raises ValueError for a shape that is no picture's.
+    """
+    if images.ndim == 3:  # one picture, or masks
+        images = images[None] if images.shape[-1] in (3, 4) else images[..., None]
+    if images.ndim != 4 or not images.shape[-1] or 0 in images.shape:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}; expected pictures (number, height, width, 3)")
+    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].expand(-1, -1, -1, 3)

@@ -187,3 +187,76 @@ def test_a_text_with_a_single_brace_does_not_end_the_graph_in_a_webm(run, home):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         end += 1
     assert json.loads(text[begin:end])["combine"]["inputs"]["filename_prefix"] == "combine }{{x"
+
+
+def make_wire(kind: str, value):
+    """A node that puts `value` on a wire of that kind."""
+    from comfy_api.latest import io
+
+    from nodes import NODE_CLASS_MAPPINGS
+
+    class Maker:
+        RETURN_TYPES, FUNCTION, CATEGORY = (kind,), "make", "tests"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        @classmethod
+        def IS_CHANGED(cls):
+            return float("nan")
+
+        def make(self):
+            return (value,)
+
+    assert io  # the host is loaded
+    NODE_CLASS_MAPPINGS["TestWire"] = Maker
+    return {"class_type": "TestWire", "inputs": {}}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9000), (1, 6, 9000), (2, 2, 9000), (2, 9000), (9000,), (1, 1, 0)])
+def test_sound_of_any_number_of_channels_and_clips_is_mixed_down(run, home, shape):
+    wave = {"waveform": torch.rand(shape) - 0.5, "sample_rate": 8000}
+    path = saved_file(home, run({"audio": ["wave", 0]}, wave=make_wire("AUDIO", wave)))
+    _, length = loudest_second(path)
+    assert length == pytest.approx(12 / RATE, abs=2 / RATE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored"),
+    [((5, 64, 96, 1), (96, 64)), ((5, 64, 96, 2), (96, 64)), ((5, 64, 96, 4), (96, 64)), ((5, 64, 96), (96, 64)),
+     ((64, 96, 3), (96, 64)), ((5, 63, 95, 3), (96, 64)), ((5, 1, 1, 3), (2, 2))],
+)  # fmt: skip
+@pytest.mark.parametrize("format", ["mp4 (h264)", "mkv (ffv1)"])
+def test_pictures_with_other_channels_and_sizes_become_a_film(run, home, caplog, shape, stored, format):
+    result = run({"images": ["wire", 0], "format": format}, wire=make_wire("IMAGE", torch.rand(shape)))
+    clip = read_video(saved_file(home, result))
+    assert clip.num_frames == (1 if shape == (64, 96, 3) else 5)
+    height, width = clip.frames.shape[1:3]
+    odd = (shape[1] % 2 if len(shape) == 4 else 0) and format == "mp4 (h264)"
+    assert (width, height) == stored or not odd
+    assert ("last pixels repeated" in caplog.text) == bool(odd)
+
+
+def test_the_graph_in_the_file_is_json_that_a_page_reads(run, home):
+    path = saved_file(home, run({"images": ["wire", 0]}, wire=make_wire("IMAGE", torch.rand(2, 32, 32, 3))))
+    with av.open(str(path)) as container:
+        graph = container.metadata["prompt"]
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    json.loads(graph, parse_constant=refuse)
+
+
+def test_the_sound_of_a_video_in_memory_is_whole_beside_its_preview(run, home, sound_clip):
+    from io import BytesIO
+
+    from comfy_api.latest import InputImpl
+
+    video = InputImpl.VideoFromFile(BytesIO((home.input / sound_clip).read_bytes()))
+    inputs = {"source_video": ["clip", 0], "format": "mov (ProRes 422 HQ)"}
+    result = run(inputs, clip=make_wire("VIDEO", video))
+    loudest, length = loudest_second(saved_file(home, result))
+    assert loudest == pytest.approx(0.499, abs=1 / RATE)
+    assert length == pytest.approx(12 / RATE, abs=1 / RATE)

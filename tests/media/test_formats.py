@@ -234,7 +234,7 @@ def test_a_file_without_sound_has_none_and_wrong_waveforms_are_refused(tmp_path)
     (tmp_path / "words.mp4").write_text("no sound")
     with pytest.raises(ValueError, match=r"words\.mp4 cannot be read"):
         file_sound(tmp_path / "words.mp4")
-    with pytest.raises(ValueError, match=r"shape \(3, 100\); expected .* 1 or 2 channels"):
-        waveform_sound(torch.zeros(3, 100), 44100)
+    with pytest.raises(ValueError, match=r"shape \(0, 100\); expected"):
+        waveform_sound(torch.zeros(0, 100), 44100)
     with pytest.raises(ValueError, match="sample_rate is 0"):
         waveform_sound(torch.zeros(1, 100), 0)

@@ -415,11 +415,12 @@ export class Timeline {
         if (!this.drag) return;
         const { document, index } = this.drag;
         this.cancelDrag();
+        const moved = document !== this.document;
         this.commit(document);
         this.announce();
         // The page's own dblclick never comes: the block that was pressed has been drawn anew since.
-        const isSecond = this.click?.index === index && event.timeStamp - this.click.time < DOUBLE_CLICK_MS;
-        this.click = { index, time: event.timeStamp };
+        const isSecond = !moved && this.click?.index === index && event.timeStamp - this.click.time < DOUBLE_CLICK_MS;
+        this.click = moved ? null : { index, time: event.timeStamp };
         if (isSecond) this.promptField.focus();
     }
 

@@ -45,11 +45,12 @@ import folder_paths
 from PIL import Image
 from server import PromptServer
 
-from ..helios_core.geometry import FRAMES_PER_CHUNK
-from ..helios_core.media.reader import stream_video
-from ..helios_core.run.job import ChunkDone, LongVideo
-from ..helios_core.run.run_folder import RunFolder
-from ..helios_core.sampling.hooks import Hooks, StepDone
+from ...helios_core.geometry import FRAMES_PER_CHUNK
+from ...helios_core.media.reader import stream_video
+from ...helios_core.run.job import ChunkDone, LongVideo
+from ...helios_core.run.run_folder import RunFolder
+from ...helios_core.sampling.hooks import Hooks, StepDone
+from .graph_metadata import finite
 
 logger = logging.getLogger(__name__)
 
@@ -186,14 +187,14 @@ def make_thumbnail(segment: Path) -> str:
 def upstream_inputs(prompt: Mapping[str, Any], node_id: str | None) -> dict[str, dict[str, Any]]:
     """{node id: {input: value}} of a node of an API graph and of all nodes that it depends on, without the wires."""
     found: dict[str, dict[str, Any]] = {}
-    ahead = [node_id]
+    ahead = [] if node_id is None else [node_id]
     while ahead:
         at = ahead.pop()
         if at in found or at not in prompt:
             continue
         inputs = prompt[at]["inputs"]
         wires = {name: value for name, value in inputs.items() if isinstance(value, list)}
-        found[at] = {name: value for name, value in inputs.items() if name not in wires}
+        found[at] = finite({name: value for name, value in inputs.items() if name not in wires})
         ahead += [str(wire[0]) for wire in wires.values() if wire]
     return found
 
