@@ -12,6 +12,7 @@ import torch
 from harness.latents_graph import LOADER, SAMPLER, TEXT, defaults, latents_graph
 from harness.probe import change_model
 from harness.weights import VAE
+from test_identity import pack_module
 from test_lora import random_lora, write_lora
 
 CHUNKS = 2
@@ -179,11 +180,20 @@ CHANGES = {
 }
 
 
+@pytest.fixture
+def shown(comfyui, monkeypatch):
+    """The words that the node shows while it runs."""
+    words = []
+    monkeypatch.setattr(pack_module("nodes.host.progress").Progress, "_tell", lambda self, said: words.append(said))
+    return words
+
+
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_the_log_says_so(
-    graph, chunks_made, caplog, what
+def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_log_and_node_say_so(
+    graph, chunks_made, caplog, shown, what
 ):
     assert chunks_made() == CHUNKS
+    assert not any("anew" in words for words in shown)
     put, name = CHANGES[what]
 
     def change(model):
@@ -194,7 +204,9 @@ def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_the_log_
     change_model(graph, change)
     with caplog.at_level(logging.INFO):
         assert chunks_made() == CHUNKS
-    assert f"made anew, because of other inputs than before: {name}" in caplog.text
+    said = f"chunks from 0 on are made anew, because of other inputs than before: {name}"
+    assert said in caplog.text
+    assert any(said in words for words in shown)
     assert chunks_made() == 0
 
 
