@@ -184,7 +184,7 @@ CHANGES = {
 def shown(comfyui, monkeypatch):
     """The words that the node shows while it runs."""
     words = []
-    monkeypatch.setattr(pack_module("nodes.host.progress").Progress, "_tell", lambda self, said: words.append(said))
+    monkeypatch.setattr(pack_module("nodes.host.progress"), "show_on_node", lambda said, *_: words.append(said))
     return words
 
 
