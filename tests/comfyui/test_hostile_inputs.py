@@ -87,13 +87,9 @@ def make_graph(comfyui, models):
 
         @classmethod
         def INPUT_TYPES(cls):
-            return {"required": {}}
+            return {"required": {"number": ("INT", {"max": NUM_CASES * 9})}}
 
-        @classmethod
-        def IS_CHANGED(cls):
-            return math.nan
-
-        def make(self):
+        def make(self, number):
             return (type(self).value,)
 
     NODE_CLASS_MAPPINGS["HostileWire"] = Wire
@@ -153,11 +149,11 @@ def test_every_input_of_every_node_is_accepted_or_refused_in_a_sentence(comfyui,
     faults, before = [], files_in(home)
     graphs = {kind: make(kind) for kind in kinds}
     latest = None
-    for kind, name, value, by_wire in sorted(cases(info, kinds), key=lambda case: case[0]):
+    for number, (kind, name, value, by_wire) in enumerate(sorted(cases(info, kinds), key=lambda case: case[0])):
         graph = {key: {**node, "inputs": dict(node["inputs"])} for key, node in graphs[kind].items()}
         graph["node"]["inputs"][name] = ["hostile", 0] if by_wire else value
         wire.value = value
-        graph["hostile"] = {"class_type": "HostileWire", "inputs": {}}
+        graph["hostile"] = {"class_type": "HostileWire", "inputs": {"number": number}}
         if name in ("latents", "images"):
             graph["node"]["inputs"].pop({"latents": "images", "images": "latents"}[name], None)
         said, latest = outcome(comfyui, graph, latest)
