@@ -247,7 +247,9 @@ def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
     for part in filter(None, (part.strip() for part in plain(text).split(","))):
         chunk, _, seed = (piece.strip() for piece in part.partition(":"))
         if not (chunk.isdecimal() and seed.isdecimal()):
-            raise ValueError(f"reroll {part[:80]!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")
+            raise ValueError(
+                f"reroll {part[:80]!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas"
+            )
         rerolls[int(chunk)] = int(seed)
     outside = [chunk for chunk in rerolls if chunks is not None and chunk not in chunks]
     if outside:
