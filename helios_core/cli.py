@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 from .checkpoint.checkpoint import open_checkpoint
+from .checkpoint.lora_file import read_lora
 from .checkpoint.writing import CONVERT_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
 from .faults import in_words
 from .files import check_file_name, check_new_file
+from .finish.pieces import remove_old_pieces
 from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
@@ -38,6 +40,7 @@ from .run.run_folder import RunFolder, RunFolderBusyError, list_runs, remove_run
 from .sampling.drift import AntiDrift
 from .sampling.hooks import Hooks, StepDone
 from .sampling.loop import NonFiniteError
+from .sampling.loras import Lora
 from .sampling.noise import NOISE_SOURCES, NoiseSource, noise_source
 from .sampling.settings import HISTORY_REUSE, VARIANTS, SamplingSettings, parse_steps
 from .sampling.variant import sampling_advice
@@ -206,7 +209,10 @@ def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     runs = add_parser("runs", help="list run folders, or remove one", description="Runs and what they hold.")
     runs.set_defaults(run=run_runs)
     runs.add_argument("root", type=Path, nargs="?", default=Path(), help="folder of run folders (default: this one)")
-    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks")
+    runs.add_argument("--remove", metavar="NAME", help="delete this run with all its chunks and finished pieces")
+    runs.add_argument(
+        "--remove-old-pieces", metavar="NAME", help="delete finished pieces that this run's latest film does not have"
+    )
 
 
 def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -292,6 +298,7 @@ def run_generate(options: argparse.Namespace) -> None:
         rerolls=numbered(options.reroll, int),
         schedule=schedule,
         pictures=read_anchors(schedule, options.schedule.parent) if schedule else {},
+        loras=read_loras(schedule, options.schedule.parent) if schedule else {},
         num_chunks=choose_length(options.chunks, schedule, memory),
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
@@ -367,6 +374,11 @@ def read_anchors(schedule: PromptSchedule, folder: Path) -> dict[str, torch.Tens
     return {name: read_image(folder / name) for name in sorted(names)}
 
 
+def read_loras(schedule: PromptSchedule, folder: Path) -> dict[str, Lora]:
+    """The LoRAs that a schedule names, from the folder it lies in."""
+    return {name: read_lora(folder / name, name) for name in schedule.lora_names}
+
+
 def choose_length(chunks: int | None, schedule: PromptSchedule | None, memory: HeliosMemory | None) -> int:
     """Number of chunks to make: as asked for, else up to the end of the schedule, else 4."""
     if chunks is not None or schedule is None:
@@ -405,9 +417,17 @@ def run_runs(options: argparse.Namespace) -> None:
         removed = remove_run(options.root, options.remove)
         logger.info("removed %s: %d chunks, %.1f MB", removed.name, removed.num_chunks, removed.num_bytes / 1e6)
         return
+    if options.remove_old_pieces is not None:
+        name = options.remove_old_pieces
+        if name not in {run.name for run in list_runs(options.root)}:
+            raise ValueError(f"there is no run {name!r} in {options.root}")
+        num_pieces, num_bytes = remove_old_pieces(RunFolder(options.root / name))
+        logger.info("removed %d old pieces of %s, %.1f MB", num_pieces, name, num_bytes / 1e6)
+        return
     runs = list_runs(options.root)
     lines = [
-        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, {run.num_bytes / 1e6:.1f} MB, "
+        f"{run.name}: {run.num_takes} takes, {run.num_chunks} chunks, "
+        f"{f'{run.num_pieces} finished pieces, ' if run.num_pieces else ''}{run.num_bytes / 1e6:.1f} MB, "
         f"last used {datetime.fromtimestamp(run.last_used):%Y-%m-%d %H:%M}"
         for run in runs
     ]

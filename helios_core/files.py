@@ -14,10 +14,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,9 +28,11 @@ from .fingerprint import fingerprint
 try:
     import fcntl
 except ImportError:  # Windows, which lets nobody remove a file that is open
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 FORMAT_VERSION = 1
 
@@ -127,7 +129,7 @@ def _is_being_written(path: Path) -> bool:
     return False
 
 
-def patiently(act, *values) -> None:
+def patiently(act: Callable[..., Result], *values: Any) -> Result:
     """Call `act(*values)`, and again for a second and a half while somebody else has the file open; then raise its
     OSError."""
     for seconds in _RETRY_SECONDS:
@@ -264,7 +266,7 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def _check_facts(path: Path, kind: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        facts = json.loads(metadata[_METADATA])
+        facts = json.loads((metadata or {})[_METADATA])
         found, version = facts["kind"], facts["version"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise StorageError(f"{path} is no Helios {kind} file: it is safetensors, but not written by Helios") from None

@@ -95,7 +95,7 @@ def tensor_samples(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)]
 
 
-def _tokens(value: Any) -> Iterator[bytes]:
+def _tokens(value: Any) -> Iterator[bytes | memoryview]:
     """The value as a row of byte strings from which it could be rebuilt."""
     if isinstance(value, torch.Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .run.run_folder import RunFolder
 from .sampling.conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
 from .sampling.drift import AntiDrift
 from .sampling.hooks import Hooks
+from .sampling.loras import Lora, LorasOverTime
 from .sampling.noise import NoiseSource
 from .sampling.settings import SamplingSettings
 from .script.blending import EncodedSchedule
@@ -47,9 +48,9 @@ class Job:
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
-    `pictures` are the anchors (H, W, 3) uint8 that it names. `rerolls` are other seeds for single chunks. Chunks are
-    counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks, most often the one
-    that `video` is the end of.
+    `pictures` are the anchors (H, W, 3) uint8 and `loras` the LoRAs that it names. `rerolls` are other seeds for single
+    chunks. Chunks are counted from 0 at the start of the video. `lead_in` is a clip to be put before the new chunks,
+    most often the one that `video` is the end of.
     """
 
     prompt: str
@@ -60,6 +61,7 @@ class Job:
     later_prompts: Mapping[int, str] = field(default_factory=dict)
     schedule: PromptSchedule | None = None
     pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    loras: Mapping[str, Lora] = field(default_factory=dict)
     rerolls: Mapping[int, int] = field(default_factory=dict)
     image: torch.Tensor | None = None
     video: Clip | None = None
@@ -144,13 +146,19 @@ def generate(
     changes nothing.
     """
     job.check(settings)
+    over_time = LorasOverTime(job.loras.values())
     if cuda_graphs:
         check_cuda_graphs(source.device, settings)
+    if job.loras and (compile_blocks or cuda_graphs):
+        raise ValueError(
+            "LoRAs whose strength changes over time do not go with compile or cuda_graphs, which would be made anew "
+            "for each strength. Leave those out, or take the LoRAs out of the schedule"
+        )
     directions = job.directions()
     prompts = [segment.prompt for segment in directions.segments]
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
     rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
-    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures)
+    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures, loras=job.loras)
     decoding = decoding or Decoding()
     codec = source.load_codec(decoding)
     encode = encoder(job, codec)
@@ -175,9 +183,12 @@ def generate(
         notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
     )
 
+    at_the_end = ExitStack()
+
     @cache
     def load_model() -> HeliosTransformer:
         model = source.load_transformer()
+        at_the_end.enter_context(over_time.beside(model))
         if compile_blocks:
             model.compile_blocks()
         return model
@@ -193,8 +204,8 @@ def generate(
 
     overlapped = overlap_vae and codec.device.type == "cuda"
     about = {"model": source.name, "seed": noise.seed, "settings": asdict(settings), **video.notes}
-    hooks = with_approximations(hooks or Hooks(), settings)
-    with graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
+    hooks = replace(with_approximations(hooks or Hooks(), settings), set_loras=over_time.set_strengths)
+    with at_the_end, graphed(hooks, load_model) if cuda_graphs else nullcontext(hooks) as hooks:
         return make_video(
             video,
             folder,

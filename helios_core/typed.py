@@ -12,10 +12,10 @@ from .geometry import FRAME_RATE
 # The mark at the start of some files, and what takes no room on the screen: it comes along when text is copied.
 _INVISIBLE = dict.fromkeys((0xFEFF, 0x200B, 0x2060))
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_SPACES = dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000), " ")
-_QUOTES = dict.fromkeys((0x201C, 0x201D, 0x201E), '"')
+_SPACES: dict[int, str] = dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000), " ")
+_QUOTES: dict[int, str] = dict.fromkeys((0x201C, 0x201D, 0x201E), '"')
 _ANY_QUOTE = '"\uff02\u201c\u201d\u201e'
-_PLAIN = {**_FULL_WIDTH, **_SPACES, **_QUOTES}
+_PLAIN: dict[int, int | str] = {**_FULL_WIDTH, **_SPACES, **_QUOTES}
 
 _UNIT = r"(?:s|secs?|seconds?)?"
 _NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
@@ -61,8 +61,9 @@ def written_elsewhere(line: str, frame_rate: float = FRAME_RATE) -> list[str]:
     """
     line = line.translate(_SPACES).strip(" \t")
     if line[:1] in ("[", "("):
-        found = [_SPAN.fullmatch(part) or _POINT.fullmatch(part) for part in _BRACKETS.findall(line)]
-        return [f"{part[1]}s: {_cut(part[2])}" for part in found] if found and all(found) else []
+        parts = _BRACKETS.findall(line)
+        found = [match for part in parts if (match := _SPAN.fullmatch(part) or _POINT.fullmatch(part))]
+        return [f"{match[1]}s: {_cut(match[2])}" for match in found] if len(found) == len(parts) else []
     span = _SPAN.fullmatch(line)
     if span:
         return [f"{span[1]}s: {_cut(span[2])}"]

@@ -11,6 +11,7 @@ from .inspector import HeliosDriftReport, HeliosMemoryInspector
 from .loader import HeliosLoader
 from .long_video import HeliosLongVideo
 from .memory import HeliosLoadMemory, HeliosRewindMemory, HeliosSaveMemory
+from .pieces import HeliosCutVideo, HeliosJoinVideo
 from .sampler import HeliosChunkSampler
 from .schedule import HeliosPromptSchedule, HeliosScheduleAdd
 from .speed import HeliosSpeed
@@ -35,6 +36,8 @@ class HeliosExtension(ComfyExtension):
             HeliosSpeed,
             HeliosFastVAE,
             HeliosFinishVideo,
+            HeliosCutVideo,
+            HeliosJoinVideo,
         ]
 
 

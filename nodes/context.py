@@ -1,18 +1,22 @@
 """Helios Context: how the video begins -> memory."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
 
+from ..helios_core.fingerprint import fingerprint
 from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MAX_SIDE, check_size, size_multiple
 from ..helios_core.media.reader import HDR_ADVICE, hdr_kind
 from ..helios_core.memory.config import MemoryConfig
 from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
 from ..helios_core.sampling.noise import SeededNoise
+from .host.identity import vae_identity
 from .host.progress import show_on_node
 from .host.vae import check_vae, encode_frames
 from .host.video_wire import fit_frames, last_frames, rgb, whole_file
+from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosMemoryType
 
 logger = logging.getLogger(__name__)
@@ -101,6 +105,7 @@ class HeliosContext(io.ComfyNode):
                     "memory", display_name="memory", tooltip="What the first chunk knows of the past."
                 )
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -151,6 +156,7 @@ class HeliosContext(io.ComfyNode):
             # Fitted once, not 33 times as a still video.
             latents = encode_image(fit_frames(image, width, height, resize), encode)
             memory = image_memory(*latents, noise, add_noise=add_noise, config=config)
+            source = wire_identity(cls.hidden, "image") or fingerprint(image)
         else:
             reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
             if (file := whole_file(video)) is not None and (hdr := hdr_kind(file)) is not None:
@@ -160,7 +166,14 @@ class HeliosContext(io.ComfyNode):
             if words:
                 show_on_node("\n".join(words))
             memory = video_memory(*latents, noise, add_noise=add_noise, config=config)
-        return io.NodeOutput(memory)
+            source = wire_identity(cls.hidden, "video") or fingerprint(first, last)
+        identity = fingerprint(
+            {"task": memory.provenance.task, "source": source, "video_frame_rate": video_frame_rate},
+            {"vae": vae_identity(vae, wire_identity(cls.hidden, "vae"))},
+            {"size": (width, height), "resize": resize, "config": config},
+            {"noise": noise_seed if add_noise else None},
+        )
+        return io.NodeOutput(replace(memory, identity=identity))
 
 
 def size_advice(width: int, height: int) -> list[str]:

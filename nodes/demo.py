@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import comfy.ldm.wan.vae
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
@@ -14,8 +15,11 @@ from ..helios_core.checkpoint.checkpoint import open_checkpoint
 from ..helios_core.demo import DEMO_CONFIG, DEMO_SETTINGS
 from ..helios_core.demo.model import NUM_WORDS, TRANSFORMER_FILE, VAE_FILE
 from ..helios_core.demo.words import split_words, word_vector
+from ..helios_core.vae.wan_vae import Decoding
+from .fast_vae import chosen_dtype, fast_vae
 from .host.file_content import files_content
-from .host.loading import make_patcher
+from .host.loading import make_patcher, reloadable
+from .host.patcher import HeliosPatcher
 from .wires import CATEGORY
 
 
@@ -26,7 +30,7 @@ class DemoTokenizer:
         pass
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options) -> dict:
-        pairs = [
+        pairs: list[tuple] = [
             (word, weight)
             for part, weight in token_weights(escape_important(text), 1.0)
             for word in split_words(unescape_important(part))
@@ -44,6 +48,8 @@ class DemoTokenizer:
 
 class DemoTextEncoder(torch.nn.Module):
     """The demo's hashed words behind the interface of ComfyUI's text encoders. It has no weights."""
+
+    disable_offload = True  # so that dynamic VRAM makes no place for them
 
     def __init__(self, dtype=None, device=None, model_options=None) -> None:
         super().__init__()
@@ -65,18 +71,55 @@ class DemoTextEncoder(torch.nn.Module):
         return [], list(state_dict)
 
 
+def load_transformer(*, disable_dynamic: bool = False) -> HeliosPatcher:
+    """The demo's transformer as a MODEL."""
+    checkpoint = open_checkpoint(TRANSFORMER_FILE)
+    patcher = make_patcher(checkpoint, DEMO_SETTINGS, "Helios demo", "default", disable_dynamic=disable_dynamic)
+    return reloadable(patcher, load_transformer)
+
+
+def load_text_encoder() -> comfy.sd.CLIP:
+    """The demo's text encoder as ComfyUI's own."""
+    clip = comfy.sd.CLIP(SimpleNamespace(params={}, clip=DemoTextEncoder, tokenizer=DemoTokenizer))
+    reloadable(clip.patcher, _patcher_of_text_encoder)
+    return clip
+
+
+def load_fast_vae() -> comfy.sd.VAE:
+    """The demo's VAE, run by the pack's own class: on a CPU several times as fast, with the command line's frames."""
+    vae = load_vae()
+    return fast_vae(vae, Decoding(chosen_dtype(vae)), piece=None)
+
+
 def load_vae() -> comfy.sd.VAE:
     """The demo's VAE as ComfyUI's own Wan VAE."""
     weights = comfy.utils.load_torch_file(str(VAE_FILE), safe_load=True)
-    with _as_wide_as(weights):
-        return comfy.sd.VAE(sd=weights)
+    width = weights["decoder.head.0.gamma"].shape[0]
+    try:
+        vae = comfy.sd.VAE(sd=weights)
+    except RuntimeError:
+        # Up to 0.3 ComfyUI builds the published width only, whatever the weights, and does not load others into it.
+        with _as_wide_as(width):
+            vae = comfy.sd.VAE(sd=weights)
+    reloadable(vae.patcher, _patcher_of_vae, str(VAE_FILE))
+    return vae
+
+
+# What ComfyUI's nodes for several devices call for a copy with weights of its own.
+
+
+def _patcher_of_text_encoder(*, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_text_encoder().patcher
+
+
+def _patcher_of_vae(path: str, *, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_vae().patcher
 
 
 @contextmanager
-def _as_wide_as(weights: dict):
-    """Have ComfyUI build its Wan VAE as wide as the weights: 0.3.64 knows only the published width."""
+def _as_wide_as(width: int):
+    """Have ComfyUI build its Wan VAE that wide."""
     published = comfy.ldm.wan.vae.WanVAE
-    width = weights["decoder.head.0.gamma"].shape[0]
 
     def of_that_width(**config):
         return published(**{**config, "dim": width})
@@ -116,6 +159,4 @@ class HeliosDemoModels(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        model = make_patcher(open_checkpoint(TRANSFORMER_FILE), DEMO_SETTINGS, "Helios demo", "default")
-        encoder = SimpleNamespace(params={}, clip=DemoTextEncoder, tokenizer=DemoTokenizer)
-        return io.NodeOutput(model, comfy.sd.CLIP(encoder), load_vae())
+        return io.NodeOutput(load_transformer(), load_text_encoder(), load_fast_vae())

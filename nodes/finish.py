@@ -10,7 +10,7 @@ from ..helios_core.finish.film import Film, Finisher, finish_video
 from ..helios_core.finish.pictures import FITS
 from ..helios_core.finish.pieces import PieceFolder
 from ..helios_core.finish.recipe import Recipe
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.reader import stream_video
 from ..helios_core.run.run_folder import RunFolder
 from .combine import Preview
@@ -175,7 +175,7 @@ class HeliosFinishVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output("video", display_name="video", tooltip="The finished file."),
+                io.Video.Output("film", display_name="film", tooltip="The finished file."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in sentences."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -186,10 +186,10 @@ class HeliosFinishVideo(io.ComfyNode):
     def validate_inputs(
         cls,
         run_name: str | None = None,
+        filename_prefix: str | None = None,
         crf: int = 0,
         format: str = MP4_H264.name,
         pix_fmt: str = "auto",
-        filename_prefix: str | None = None,
     ) -> bool | str:
         """Refuse before anything runs what would be refused after it. What other nodes give is looked at later."""
         try:
@@ -200,7 +200,7 @@ class HeliosFinishVideo(io.ComfyNode):
             chosen = find_format(format or MP4_H264.name)
             chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
             chosen.check_crf(crf or 0)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, MissingEncoderError) as error:
             return str(error)
         return True
 

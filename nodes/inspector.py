@@ -95,7 +95,7 @@ class HeliosDriftReport(io.ComfyNode):
     def execute(cls, latents=None, vae=None, images=None, video=None) -> io.NodeOutput:
         if sum(source is not None for source in (latents, images, video)) != 1:
             raise ValueError("connect one of latents (with the VAE), images and video")
-        frame_rate = FRAME_RATE
+        frame_rate = float(FRAME_RATE)
         if latents is not None:
             check_chunk_latents(latents["samples"])
             check_vae(vae)

@@ -16,7 +16,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 def list_models() -> dict[str, Path]:
     """Single files, then sharded folders, under models/diffusion_models: relative name -> path. Links are followed."""
-    files, folders = {}, {}
+    files: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
         names, _ = folder_paths.recursive_search(str(root), excluded_dir_names=[".git"])
         shard_folders = {Path(name).parent for name in names if name.endswith(_INDEX_SUFFIX)}

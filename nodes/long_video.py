@@ -14,14 +14,23 @@ from ..helios_core.sampling.drift import AntiDrift
 from ..helios_core.sampling.noise import SeededNoise
 from ..helios_core.script.plans import ScriptedPlans
 from ..helios_core.typed import plain
-from .chunk_strip import ChunkStrip
+from .host.chunk_strip import ChunkStrip
 from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.identity import model_identity, vae_identity
 from .host.model import helios_model, model_settings
 from .host.overlap import overlapped_decode
 from .host.sampling_run import sampling_run
-from .host.vae import check_vae, decode, decodes_elsewhere, encode_anchors
+from .host.vae import anchor_identities, check_vae, decode, decodes_elsewhere, encode_anchors
+from .host.wire_identity import wire_identity
+from .sampling_inputs import (
+    amplify_first_chunk_input,
+    guidance_scale_input,
+    model_input,
+    negative_input,
+    seed_input,
+    steps_input,
+)
 from .wires import CATEGORY, PROMPT_TYPES, HeliosMemoryType, prompt_embeds, prompt_schedule
 
 
@@ -36,7 +45,7 @@ class HeliosLongVideo(io.ComfyNode):
             "run that was cancelled or crashed goes on where it stopped when the graph is queued again, and a changed "
             "prompt, seed or re-roll makes again only what comes after it.",
             inputs=[
-                io.Model.Input("model", tooltip="A Helios model."),
+                model_input(),
                 io.MultiType.Input(
                     "positive",
                     types=PROMPT_TYPES,
@@ -53,14 +62,7 @@ class HeliosLongVideo(io.ComfyNode):
                     tooltip="Folder below output/helios_runs that keeps the finished chunks. Queue again with the same "
                     "name to resume; several versions of a video share their common chunks.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise. Keep it fixed to resume or to change only a part.",
-                ),
+                seed_input("Seed of the noise. Keep it fixed to resume or to change only a part."),
                 io.Int.Input(
                     "chunks",
                     default=8,
@@ -76,22 +78,9 @@ class HeliosLongVideo(io.ComfyNode):
                     step=0.1,
                     tooltip="Length in seconds, rounded up to whole chunks. 0: as many chunks as set above.",
                 ),
-                io.String.Input(
-                    "steps", default="", tooltip="Steps in each pyramid stage, e.g. 2,2,2. Empty: the variant's own."
-                ),
-                io.Float.Input(
-                    "guidance_scale",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the prompt is followed. 0: the variant's own (Base and Mid 5, Distilled 1).",
-                ),
-                io.Boolean.Input(
-                    "amplify_first_chunk",
-                    default=True,
-                    tooltip="Distilled only: twice the steps in the first chunk of a video, on which all others build.",
-                ),
+                steps_input(),
+                guidance_scale_input(),
+                amplify_first_chunk_input(),
                 io.String.Input(
                     "reroll",
                     default="",
@@ -124,11 +113,7 @@ class HeliosLongVideo(io.ComfyNode):
                     default="Helios/long",
                     tooltip="Where the finished file goes below the output folder, and how its name begins.",
                 ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What to stay away from; may be an empty prompt. Needed with guidance.",
-                ),
+                negative_input(),
                 io.Boolean.Input(
                     "overlap_vae",
                     optional=True,
@@ -142,7 +127,7 @@ class HeliosLongVideo(io.ComfyNode):
                 HeliosMemoryType.Output("next_memory", display_name="memory", tooltip="The past after the last chunk."),
                 io.Image.Output("last_frame", display_name="last_frame", tooltip="The last frame of the video."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -192,13 +177,16 @@ class HeliosLongVideo(io.ComfyNode):
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
         check_num_chunks(chunks)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
-        script, device, noise = prompt_schedule(positive), model.load_device, SeededNoise(seed)
+        codec = vae_identity(vae, wire_identity(cls.hidden, "vae"))
+        script, device, noise = prompt_schedule(positive, cls.hidden), model.load_device, SeededNoise(seed)
         plans = ScriptedPlans(
             script.to(device),
             settings,
             noise,
             negative_rows=None if negative is None else prompt_embeds(negative, "negative").to(device),
+            negative_identity=wire_identity(cls.hidden, "negative"),
             anchors=encode_anchors(script, span, vae, memory),
+            anchor_identities=anchor_identities(script, span, codec, memory),
             rerolls=parse_rerolls(reroll, span),
         )
         video = LongVideo(
@@ -207,7 +195,7 @@ class HeliosLongVideo(io.ComfyNode):
             plan=plans,
             noise=noise,
             model=model_identity(model),
-            codec=vae_identity(vae),
+            codec=codec,
             anti_drift=AntiDrift() if anti_drift else None,
             encoding=Encoding(frame_rate=frame_rate, crf=crf),
         )
@@ -215,8 +203,9 @@ class HeliosLongVideo(io.ComfyNode):
         path, subfolder = next_path(filename_prefix, ".mp4", memory.width, memory.height, cls.hidden)
         elsewhere = decodes_elsewhere(vae, model)
         folder, node_id = RunFolder(run_path(run_name, cls.hidden)), cls.hidden.unique_id
+        planned = [script.settings_for(chunk, settings) for chunk in span]
         with (
-            sampling_run(model, memory, [video.plan(chunk).settings for chunk in span], node_id) as sampling,
+            sampling_run(model, memory, planned, node_id, script.loras.values()) as sampling,
             ChunkStrip(node_id, video, folder, cls.hidden.prompt) as strip,
         ):
             overlapped = None
@@ -234,6 +223,7 @@ class HeliosLongVideo(io.ComfyNode):
                 tell=strip.done,
                 hooks=strip.watch(sampling.hooks),
                 metadata=graph_metadata(cls.hidden),
+                notice=sampling.notice,
             )
         last_frame = last.frames()[-1:].float() / 255
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)

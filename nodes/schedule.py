@@ -2,10 +2,15 @@
 
 import hashlib
 import logging
+from dataclasses import replace
+from pathlib import Path
 
+import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.checkpoint.lora_file import read_lora
+from ..helios_core.fingerprint import file_fingerprint, fingerprint
 from ..helios_core.geometry import FRAME_RATE
 from ..helios_core.media.frames import read_image
 from ..helios_core.script.blending import EncodedSchedule
@@ -15,18 +20,21 @@ from ..helios_core.script.schedule import (
     MAX_BLEND,
     MAX_CHUNK,
     MAX_GUIDANCE_SCALE,
+    MAX_LORA_STRENGTH,
     MAX_SEED,
     PromptSchedule,
     Segment,
 )
 from ..helios_core.script.schedule_text import parse_schedule
 from .host.folders import input_file
+from .host.wire_identity import wire_identity
 from .wires import CATEGORY, HeliosScheduleType, prompt_embeds
 
 logger = logging.getLogger(__name__)
 
 EXAMPLE = "0s: a fox in the snow\n5s blend 3: the fox looks up at the sky\n10s blend 4: it starts to snow\nend 15s\n"
 NO_SEED = -1
+NO_LORA = "none"
 
 
 class HeliosPromptSchedule(io.ComfyNode):
@@ -46,7 +54,8 @@ class HeliosPromptSchedule(io.ComfyNode):
                     default=EXAMPLE,
                     multiline=True,
                     tooltip="One segment a line: when it starts (5s, or chunk 4), options, a colon, the prompt. "
-                    "Options: blend N (chunks), linear, spherical or step, seed N, guidance X, anchor picture.png. "
+                    "Options: blend N (chunks), linear, spherical or step, seed N, guidance X, anchor picture.png, "
+                    "lora name.safetensors strength (from models/loras). "
                     "Lines that begin with a space go on with the prompt, lines that begin with # are comments, and "
                     "end 20s as the last line tells where the video ends. JSON is taken too.",
                 ),
@@ -92,6 +101,7 @@ class HeliosPromptSchedule(io.ComfyNode):
                     "prompt. For chunks of a Helios sampler.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -103,6 +113,8 @@ class HeliosPromptSchedule(io.ComfyNode):
             for segment in schedule.segments:
                 if segment.anchor is not None:
                     input_file(segment.anchor, "the anchor picture")
+            for name in schedule.lora_names:
+                lora_path(name)
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -117,6 +129,8 @@ class HeliosPromptSchedule(io.ComfyNode):
             schedule = read_schedule(text, frame_rate, blend, shape, file)
             for name in anchor_names(schedule):
                 digest.update(input_file(name, "the anchor picture").read_bytes())
+            for name in schedule.lora_names:
+                digest.update(file_fingerprint(lora_path(name)).encode())
         except (ValueError, OSError, TypeError) as error:
             # A value that only another node knows, or a fault that execute will tell.
             return f"unknown: {error}"
@@ -136,7 +150,13 @@ class HeliosPromptSchedule(io.ComfyNode):
                 for prompt in prompts
             ]
 
-        return io.NodeOutput(EncodedSchedule.encode(schedule, encode, pictures), schedule.length)
+        loras = {name: read_lora(lora_path(name), name) for name in schedule.lora_names}
+        encoded = EncodedSchedule.encode(schedule, encode, pictures, loras)
+        clip_identity = wire_identity(cls.hidden, "clip")
+        if clip_identity:
+            prompts = (fingerprint(clip_identity, segment.prompt) for segment in schedule.segments)
+            encoded = replace(encoded, identities=tuple(prompts))
+        return io.NodeOutput(encoded, schedule.length)
 
 
 class HeliosScheduleAdd(io.ComfyNode):
@@ -189,6 +209,22 @@ class HeliosScheduleAdd(io.ComfyNode):
                 HeliosScheduleType.Input(
                     "schedule", optional=True, tooltip="The schedule to add to. Nothing: start a new one."
                 ),
+                io.Combo.Input(
+                    "lora",
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA that acts while this prompt does; its strength follows the blend.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-MAX_LORA_STRENGTH,
+                    max=MAX_LORA_STRENGTH,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How strongly the LoRA acts; 0 is not at all.",
+                ),
             ],
             outputs=[
                 HeliosScheduleType.Output(
@@ -200,10 +236,23 @@ class HeliosScheduleAdd(io.ComfyNode):
                     tooltip="Length of the video in chunks, with 4 chunks of the last prompt.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, conditioning, start, blend, shape, segment_seed, guidance_scale, schedule=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning,
+        start,
+        blend,
+        shape,
+        segment_seed,
+        guidance_scale,
+        schedule=None,
+        lora=NO_LORA,
+        lora_strength=1.0,
+    ) -> io.NodeOutput:
+        loras = {} if lora in (None, NO_LORA) else {lora: read_lora(lora_path(lora), lora)}
         segment = Segment(
             start,
             "",
@@ -211,9 +260,14 @@ class HeliosScheduleAdd(io.ComfyNode):
             shape=shape,
             seed=None if segment_seed == NO_SEED else segment_seed,
             guidance_scale=guidance_scale or None,
+            loras=dict.fromkeys(loras, lora_strength) or None,
         )
         rows = prompt_embeds(conditioning, "conditioning")
-        added = schedule.add(segment, rows) if schedule else EncodedSchedule(PromptSchedule((segment,)), (rows,))
+        identity = wire_identity(cls.hidden, "conditioning")
+        if schedule:
+            added = schedule.add(segment, rows, identity, loras)
+        else:
+            added = EncodedSchedule(PromptSchedule((segment,)), (rows,), identities=(identity,), loras=loras)
         log_cut_blends(added.schedule)
         return io.NodeOutput(added, added.schedule.length)
 
@@ -226,6 +280,14 @@ def read_schedule(text: str, frame_rate: float, blend: int, shape: str, file: st
         except UnicodeDecodeError as fault:
             raise ValueError(f"the schedule {file!r} is not UTF-8 text ({fault}); save it as UTF-8") from fault
     return parse_schedule(text, frame_rate=frame_rate, blend=blend, shape=shape)
+
+
+def lora_path(name: str) -> Path:
+    """A LoRA in ComfyUI's folders. Raises ValueError for a name that is not listed there."""
+    path = folder_paths.get_full_path("loras", name) if name in folder_paths.get_filename_list("loras") else None
+    if path is None:
+        raise ValueError(f"there is no LoRA {name!r} in models/loras. Put it there and press R to refresh")
+    return Path(path)
 
 
 def anchor_names(schedule: PromptSchedule) -> list[str]:

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..helios_core.geometry import LATENT_FRAMES_PER_CHUNK
 from ..helios_core.model.config import MAX_PROMPT_TOKENS
 from ..helios_core.script.blending import EncodedSchedule
+from .host.wire_identity import wire_identity
 
 CATEGORY = "Helios"
 
@@ -15,11 +16,12 @@ HeliosScheduleType = io.Custom("HELIOS_SCHEDULE")
 PROMPT_TYPES = [io.Conditioning, HeliosScheduleType]
 
 
-def prompt_schedule(positive: list | EncodedSchedule) -> EncodedSchedule:
-    """What `positive` of a sampler holds, as a schedule: a CONDITIONING is one prompt for the whole video."""
+def prompt_schedule(positive: list | EncodedSchedule, hidden) -> EncodedSchedule:
+    """What `positive` of a sampler holds, as a schedule: a CONDITIONING is one prompt for the whole video. `hidden` are
+    the node's hidden inputs, see `wire_identity`."""
     if isinstance(positive, EncodedSchedule):
         return positive
-    return EncodedSchedule.of_one_prompt(prompt_embeds(positive, "positive"))
+    return EncodedSchedule.of_one_prompt(prompt_embeds(positive, "positive"), wire_identity(hidden, "positive"))
 
 
 def prompt_embeds(conditioning: list, name: str) -> torch.Tensor:

@@ -24,8 +24,18 @@ NUMBERS += ["\u200b3", "3,", "2,2", "2,2,2", "1,1", "2，2", "x", "0x10"]
 PAIRS = ["", ":", "0:", ":0", "0:0", "1:a storm", "-1:1", "9:1", "0:9999999999999999999999", "x:y", "０：１", "0:1:2"]
 PATHS = ["", ".", "..", "gone", "gone/a.mp4", "words.txt", "words.mp4", "empty", "folder", "12:30.mp4", "CON.mp4"]
 PATHS += ["a", "a.mp4", "a.png", "a.xyz", "end.", "风" * 100 + ".mp4", "x" * 300, "words.txt/a.mp4", "a\udcff.mp4"]
-PATHS += ["-", "a.avi", "clip.mp4"]
-PATHS += ["a.helios.safetensors", "stranger.safetensors", "%s", "~", "picture.png", "schedule.txt", "frames.json"]
+PATHS += [
+    "-",
+    "a.avi",
+    "clip.mp4",
+    "a.helios.safetensors",
+    "stranger.safetensors",
+    "%s",
+    "~",
+    "picture.png",
+    "schedule.txt",
+    "frames.json",
+]
 WORDS = ["", "a fox", "x" * 3000, "{red|blue} fox", "\u200b", "\udcff", "🦊", "a\nb", "--", "-x"]
 
 

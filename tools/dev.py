@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test(arguments: list[str]) -> int:
     python = environment(".venv-test", ["-r", str(ROOT / "requirements-dev.txt")])
     without_comfyui = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
     status = run([python, "-m", "ruff", "check", "."])
+    status = check_types(python) or status
     status = run([python, "-m", "pytest", *arguments], env=without_comfyui) or status
     if node := shutil.which("node"):
         status = run([node, "--test", "tests/web"]) or status
@@ -101,6 +103,17 @@ def next_frontend(python: Path) -> Path:
         subprocess.run([*install, "--target", folder, NEXT_FRONTEND], check=True)
         (folder / "ready").touch()
     return folder / "comfyui_frontend_package" / "static"
+
+
+def check_types(python: Path) -> int:
+    """Type checker over core and nodes, in a copy: it takes folders for packages, and a checkout may have any name."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Path(folder) / "helios_pack"
+        for part in ("helios_core", "nodes"):
+            shutil.copytree(ROOT / part, pack / part, ignore=shutil.ignore_patterns("*.safetensors", "*.png"))
+        (pack / "__init__.py").touch()
+        settings = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+        return run([python, "-m", "mypy", *settings, "helios_pack"], folder=Path(folder))
 
 
 def environment(name: str, requirements: list[str], prepare=None) -> Path:
@@ -160,8 +173,8 @@ def package_folder(python: Path, package: str) -> Path:
     return Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
 
 
-def run(command: list, env: dict[str, str] | None = None) -> int:
-    return subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=False).returncode
+def run(command: list, env: dict[str, str] | None = None, folder: Path = ROOT) -> int:
+    return subprocess.run([str(part) for part in command], cwd=folder, env=env, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -32,11 +32,17 @@ _TOP_MODULES = (
     *("condition_embedder", "text_embedding", "time_embedding", "time_projection"),
 )
 
-# A scaled fp8 weight is stored divided by its scale: `<layer>.scale_weight` in the older ComfyUI files (with a
+# A scaled fp8 or int8 weight is stored divided by its scale: `<layer>.scale_weight` in the older ComfyUI files (with a
 # `scaled_fp8` marker in the file), `<layer>.weight_scale` in the newer (with `<layer>.comfy_quant`, a small JSON).
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
-# Scales of activations serve fp8 matrix products, and the markers tell what the tensors' dtypes tell as well.
-_NOT_WEIGHTS = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
+QUANT_MARKER = "comfy_quant"
+# What else formats of ComfyUI store beside a weight. Scales of activations serve matrix products in few bits.
+WEIGHT_PARTS = (
+    *("weight_scale_2", "input_scale", "scale_input", "pre_quant_scale"),
+    *("weight_s_rel", "weight_s_channel", "weight_codebook"),
+)
+# The marker tells what the tensors' dtypes tell as well.
+_NOT_WEIGHTS = ("scaled_fp8",)
 # Other models in an all-in-one ComfyUI checkpoint.
 _OTHER_MODELS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
 

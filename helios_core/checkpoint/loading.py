@@ -38,10 +38,10 @@ def load_transformer(
     float32 whatever it is. `weight_dtype` (also float8_e4m3fn or float8_e5m2) is what the Linear weights of the blocks
     are stored in, for `operations` that cast weights when they use them (torch.nn does not). In fp8, values beyond
     the range are clamped to it. `keep_quantised` may give a layer of its own for each Linear of the blocks whose weight
-    is quantised (scaled fp8, GGUF); without, those weights are dequantised. `make_linear` gives a layer of its own for
-    every other Linear of the blocks, from its numbers on `device`. `read` takes a tensor from its file in the place
-    of `TensorEntry.read`; `store` decides what becomes of one that stays a parameter (without: it is cast and put on
-    `device`).
+    is quantised (scaled fp8 or int8, GGUF); without, those weights are dequantised. `make_linear` gives a layer of its
+    own for every other Linear of the blocks, from its numbers on `device`. `read` takes a tensor from its file in the
+    place of `TensorEntry.read`; `store` decides what becomes of one that stays a parameter (without: it is cast and put
+    on `device`).
 
     Parameters need no gradient. Raises CheckpointError when a file has changed since it was opened or holds a number
     that is not finite, ValueError for other dtypes.
@@ -60,7 +60,7 @@ def load_transformer(
         layer = model.get_submodule(layer_name)
         weight = checkpoint.read_stored(name, read)
         if isinstance(weight, QuantisedWeight):
-            if keep_quantised is not None and is_block_linear(name, weight.shape):
+            if keep_quantised is not None and (is_block_linear(name, weight.shape) or not weight.has_numbers):
                 own_layer = keep_quantised(layer, weight)
                 if own_layer is not None:
                     own_layer.to(device).bias = layer.bias

@@ -1,4 +1,4 @@
-"""Weights stored with fewer bits, and the numbers they stand for: scaled fp8, and the blocks of GGUF files.
+"""Weights stored with fewer bits, and the numbers they stand for: scaled fp8 and int8, and the blocks of GGUF files.
 
 A GGUF row is cut into blocks of 32 or 256 numbers. A block holds small integers and, in fp16, one factor `d` for them;
 the K formats cut it once more into sub-blocks, each with a small integer scale (and minimum) of its own. The layouts
@@ -7,28 +7,40 @@ are those of ggml's `block_q8_0`, `block_q4_K`, `block_q5_K` and `block_q6_K`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+
+from .quant_formats import QuantFormat
 
 
 @dataclass(frozen=True)
 class QuantisedWeight:
     """A weight as stored, and what is needed to read it.
 
-    Either fp8 numbers `data` of `shape`, to be multiplied with `scale` (float32: one number, or one for each row), or
-    the bytes `data` (rows, bytes per row) of GGUF blocks in `block_format`, which stand for numbers of `shape`.
+    Either fp8 or int8 numbers `data` of `shape`, to be multiplied with `scale` (float32: one number, or one for each
+    row); or the bytes `data` (rows, bytes per row) of GGUF blocks in `block_format`, which stand for numbers of
+    `shape`; or `data` and `parts` in one of ComfyUI's formats, `quant`, that only its own layers read.
     """
 
     data: torch.Tensor
     shape: tuple[int, ...]
     scale: torch.Tensor | None = None
     block_format: str | None = None
+    quant: QuantFormat | None = None
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether `dequantised` can be called."""
+        return self.quant is None or self.quant.has_numbers_here
 
     def dequantised(self) -> torch.Tensor:
-        """The numbers, in float32."""
+        """The numbers, in float32. Raises ValueError for a format that only ComfyUI's layers read."""
+        if not self.has_numbers:
+            raise ValueError(f"a weight in format {self.quant.name!r} cannot be turned into numbers here")
         if self.block_format is not None:
             return dequantise_blocks(self.data, self.block_format).view(self.shape)
         return self.data.float() * (self.scale.reshape(()) if self.scale.numel() == 1 else self.scale.reshape(-1, 1))
@@ -39,7 +51,9 @@ class QuantisedWeight:
             block_format = BLOCK_FORMATS[self.block_format]
             blocks = self.data.view(-1, block_format.num_bytes)
             return all(bool(_half(blocks, start).isfinite().all()) for start in block_format.factors)
-        return is_finite(self.data) and is_finite(self.scale)
+        scales = [] if self.scale is None else [self.scale]
+        floats = [t for t in (self.data, *scales, *self.parts.values()) if t.is_floating_point()]
+        return all(is_finite(tensor) for tensor in floats)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -48,6 +62,18 @@ def is_finite(tensor: torch.Tensor) -> bool:
         tensor = tensor.bfloat16()  # fp8 has no arithmetic
     # One that is not makes the sum so too; a sum may also be merely too large, which the second look tells.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+# A trained Linear keeps the size of what goes through it within a few times, so its weights are about 1/sqrt(inputs);
+# in fp8 without their scale they are about a quarter of fp8's largest number, thousands of times that.
+_MOST_GAIN = 60.0
+_NUM_SAMPLED_ROWS = 64
+
+
+def has_lost_its_scale(weight: torch.Tensor) -> bool:
+    """Whether the numbers of an fp8 Linear (rows, columns) are far larger than those of any trained layer."""
+    rows = weight[:: max(1, len(weight) // _NUM_SAMPLED_ROWS)].float()
+    return bool(rows.square().mean().sqrt() * rows.shape[1] ** 0.5 > _MOST_GAIN)
 
 
 def dequantise_blocks(data: torch.Tensor, block_format: str) -> torch.Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .quant_formats import QuantFormat, read_marker
 
 _DTYPES = {
     "F64": torch.float64,
@@ -23,6 +26,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+if hasattr(torch, "float8_e8m0fnu"):
+    _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu  # scales of mxfp8
 
 # How files start that are often found under the name of a safetensors file.
 _OTHER_FORMATS = (
@@ -42,8 +47,9 @@ class CheckpointError(ValueError):
 class TensorEntry:
     """A tensor in a file: the `key` it is stored under, and what the header says of it.
 
-    `scale` is the tensor that a scaled fp8 weight is to be multiplied with. `block_format` is for quantised weights of
-    GGUF files.
+    `scale` is the tensor that a scaled fp8 or int8 weight is to be multiplied with. `block_format` is for quantised
+    weights of GGUF files. `quant` is the format that a ComfyUI file names for the weight, and `parts` are the other
+    tensors of such a weight, by the names that ComfyUI's layers give them.
     """
 
     file: Path
@@ -52,6 +58,8 @@ class TensorEntry:
     dtype: torch.dtype
     scale: TensorEntry | None = None
     block_format: str | None = None
+    quant: QuantFormat | None = None
+    parts: Mapping[str, TensorEntry] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -94,6 +102,24 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 "Get the bf16, fp16, fp32 or fp8 version of the weights"
             )
     return {key: TensorEntry(file, key, shape, _DTYPES[name]) for key, (shape, name) in stored.items()}, metadata
+
+
+def read_markers(markers: Mapping[str, TensorEntry]) -> dict[str, QuantFormat]:
+    """What the `comfy_quant` tensors say, by any name; each file is opened once. Raises CheckpointError."""
+    formats = {}
+    for file in sorted({entry.file for entry in markers.values()}):
+        here = {name: entry for name, entry in markers.items() if entry.file == file}
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(entry.key) for name, entry in here.items()}
+        except (OSError, SafetensorError) as error:
+            raise unreadable(file, error) from error
+        for name, tensor in tensors.items():
+            try:
+                formats[name] = read_marker(tensor)
+            except ValueError as error:
+                raise CheckpointError(f"{file}: {here[name].key!r} {error}") from error
+    return formats
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:

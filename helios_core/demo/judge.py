@@ -91,7 +91,7 @@ def _shape(cover: torch.Tensor, positions: torch.Tensor) -> tuple[str | None, to
         template = shape_mask(shape, positions)
         shared, either = torch.minimum(cover, template).sum((1, 2)), torch.maximum(cover, template).sum((1, 2))
         overlap[shape] = float((shared / either.clamp_min(1)).mean())
-    best = max(overlap, key=overlap.get)
+    best = max(overlap, key=overlap.__getitem__)
     full = shape_mask(best, torch.tensor([[SIZE / 2, SIZE / 2]])).sum()
     return (best if overlap[best] > 0.5 else None), cover.sum((1, 2)) / full
 

@@ -35,16 +35,15 @@ def make_show(folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
     there. The three videos and their finished chunks stay in `folder` too; made again, they are only read.
     """
     source = DemoModel()
-    size = {"width": SIZE, "height": SIZE}
     picture = (render(DRAWN, (SIZE / 2, 44.0), range(1))[0] * 255).round().to(torch.uint8)
     jobs = {
-        "text-to-video": Job(BEFORE.prompt, 4, later_prompts={2: AFTER.prompt}, **size),
-        "image-to-video": Job(DRAWN.prompt, 2, image=picture, **size),
+        "text-to-video": Job(BEFORE.prompt, 4, later_prompts={2: AFTER.prompt}, width=SIZE, height=SIZE),
+        "image-to-video": Job(DRAWN.prompt, 2, image=picture, width=SIZE, height=SIZE),
     }
     videos = []
     for name, job in jobs.items():
         videos.append(_make(source, name, job, folder, seed))
-    goes_on = Job(DRAWN.prompt, 2, video=read_video(videos[-1]), **size)
+    goes_on = Job(DRAWN.prompt, 2, video=read_video(videos[-1]), width=SIZE, height=SIZE)
     videos.append(_make(source, "video-to-video", goes_on, folder, seed))
 
     frames = [read_video(video).frames for video in videos]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def all_scenes() -> list[Scene]:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the model never saw this scene in training: a fifth of them, with every pair of words in the rest."""
-    tables = (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)
+    tables: tuple[Iterable[str], ...] = (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)
     words = (scene.colour, scene.shape, scene.direction, scene.background)
     return sum(list(table).index(word) for table, word in zip(tables, words, strict=True)) % len(COLOURS) == 0
 
@@ -74,7 +75,8 @@ def random_start(scene: Scene, generator: torch.Generator, *, opening: bool = Fa
 def position(scene: Scene, start: tuple[float, float], frame: float) -> tuple[float, float]:
     """Centre (x, y) of the shape in that frame, in [0, SIZE)."""
     step = DIRECTIONS[scene.direction]
-    return tuple((place + SPEED * frame * along) % SIZE for place, along in zip(start, step, strict=True))
+    x, y = ((place + SPEED * frame * along) % SIZE for place, along in zip(start, step, strict=True))
+    return x, y
 
 
 def render(scene: Scene, start: tuple[float, float], frames: range) -> torch.Tensor:

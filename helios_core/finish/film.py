@@ -82,7 +82,7 @@ class Finisher:
     def size(self) -> tuple[int, int]:
         """(width, height) of the result, found by reading the first frame. Raises as `plan`."""
         if self.kitchen is None:
-            frame = next(self.source.open(), None)
+            frame = next(self.source.open(0), None)
             if frame is None:
                 raise ValueError(f"{self.source.name} has no frames; there is nothing to finish")
             self._prepare(frame)
@@ -97,7 +97,7 @@ class Finisher:
         pieces, digests = [], []
         context: deque[str] = deque(maxlen=self.recipe.num_context)
         start = 0
-        for frame in self.source.open():
+        for frame in self.source.open(0):
             digests.append(fingerprint(frame))
             if len(digests) == PIECE_FRAMES:
                 pieces.append(self._piece(start, digests, context))
@@ -132,11 +132,14 @@ class Finisher:
         total = pieces[-1].outputs.stop
         done = total - sum(len(piece.outputs) for piece in missing)
         names = {piece.name for piece in missing}
-        frames = self.source.open()
+        start = max(0, min((piece.start for piece in missing), default=0) - PIECE_FRAMES)
+        frames = self.source.open(start)
         context: deque[torch.Tensor] = deque(maxlen=self.recipe.num_context)
         for piece in pieces:
             if not names:
                 break
+            if piece.stop <= start:
+                continue
             before = list(context)
             window = _remembering(islice(frames, piece.stop - piece.start), context)
             if piece.name not in names:

@@ -55,8 +55,8 @@ def place(source: tuple[int, int], size: tuple[int, int], fit: str) -> Placement
         box = (across, down, source_width - across, source_height - down)
     elif fit == "pad":
         scale = min(width / source_width, height / source_height)
-        inner = (min(width, round(source_width * scale)), min(height, round(source_height * scale)))
-    corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+        inner = tuple(max(1, min(new, round(old * scale))) for new, old in zip(size, source, strict=True))
+    corner = (round((width - inner[0]) / 2), round((height - inner[1]) / 2))
     return Placement(source, size, box, inner, corner)
 
 

@@ -19,14 +19,16 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 @dataclass(frozen=True)
 class Source:
-    """A video as `open()` gives it: frames (H, W, 3) one after another, uint8 or floats in [0, 1], all of one size.
+    """A video as `open(first)` gives it from that frame on: frames (H, W, 3) one after another, uint8 or floats in
+    [0, 1], all of one size.
 
-    `remarks` are sentences about what was changed in reading it.
+    `num_frames` is what the file says; `remarks` are sentences about what was changed in reading it.
     """
 
     name: str
     frame_rate: Fraction
-    open: Callable[[], Iterator[torch.Tensor]]
+    open: Callable[[int], Iterator[torch.Tensor]]
+    num_frames: int
     sound: Sound | None = None
     remarks: tuple[str, ...] = ()
 
@@ -51,22 +53,23 @@ def file_source(file: MediaFile, *, start: float = 0.0, duration: float = 0.0) -
         )
     rate = exact_rate(facts.frame_rate)
     # A hundredth of a frame is what timestamps are rounded by.
-    first = max(0, math.ceil(Fraction(start) * rate - Fraction(1, 100)))
-    stop = math.ceil(Fraction(start + duration) * rate - Fraction(1, 100)) if duration else None
-    sound = file_sound(file)
-    return Source(
-        name=name,
-        frame_rate=rate,
+    begin = max(0, math.ceil(Fraction(start) * rate - Fraction(1, 100)))
+    stop = facts.num_frames
+    if duration:
+        stop = min(stop, math.ceil(Fraction(start + duration) * rate - Fraction(1, 100)))
+
+    def frames_from(first: int) -> Iterator[torch.Tensor]:
         # At a constant rate every stored frame is taken once, whatever the rounding of the rate.
-        open=lambda: islice(stream_video(file, frame_rate=None if facts.constant else rate), first, stop),
-        sound=sound and sound.starting_at(start),
-        remarks=tuple(remarks),
-    )
+        frames = stream_video(file, frame_rate=None if facts.constant else rate, first=begin + first)
+        return islice(frames, max(0, stop - begin - first)) if duration else frames
+
+    sound = file_sound(file)
+    return Source(name, rate, frames_from, max(0, stop - begin), sound and sound.starting_at(start), tuple(remarks))
 
 
 def frames_source(frames: torch.Tensor, frame_rate: float | Fraction, sound: Sound | None = None) -> Source:
     """Frames (T, H, W, 3 or more) in memory, floats in [0, 1]; channels after the third are left out."""
     remarks = ("the frames have transparency, which is left out",) if frames.shape[-1] > 3 else ()
     return Source(
-        "the video", exact_rate(frame_rate), lambda: iter(frames[..., :3]), sound=sound, remarks=remarks
+        "the video", exact_rate(frame_rate), lambda first: iter(frames[first:, ..., :3]), len(frames), sound, remarks
     )

@@ -41,16 +41,17 @@ class Pace:
 
 
 class CutDetector:
-    """Tells the first frame of a new scene: it differs from the one before by more than `threshold` of the range of
-    values (0: never), and by as much more than the two frames before it differ from each other.
+    """Tells the first frame of a new scene: it differs from the one before more than the two frames before it differ
+    from each other, by more than `threshold` of the range of values (0: never).
 
-    The second keeps fast motion from counting: there all frames differ. Differences are of thumbnails, mean absolute.
+    So fast motion does not count: there all frames differ. And the second frame of all is never taken for
+    a cut. Differences are of thumbnails, mean absolute.
     """
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._thumbnail: torch.Tensor | None = None
-        self._difference = 0.0
+        self._difference: float | None = None
 
     def is_cut(self, frame: torch.Tensor) -> bool:
         """Whether `frame` (H, W, 3) in [0, 1] begins a scene; ask about every frame in turn."""
@@ -61,8 +62,8 @@ class CutDetector:
         if before is None:
             return False
         difference = float((thumbnail - before).abs().mean())
-        rise, self._difference = difference - self._difference, difference
-        return 0 < self._threshold < min(difference, rise)
+        usual, self._difference = self._difference, difference
+        return usual is not None and 0 < self._threshold < difference - usual
 
 
 def interpolated(

@@ -114,7 +114,7 @@ def open_media(file: MediaFile) -> av.container.InputContainer:
     """
     if isinstance(file, BytesIO):
         return av.open(BytesIO(file.getvalue()))
-    if hasattr(file, "read"):
+    if not isinstance(file, str | os.PathLike):
         file.seek(0)
         return av.open(file)
     if not Path(file).is_file():
@@ -124,7 +124,7 @@ def open_media(file: MediaFile) -> av.container.InputContainer:
 
 def file_name(file: MediaFile) -> str:
     """What to call a path or a stream in a message."""
-    return "the file" if hasattr(file, "read") else Path(file).name
+    return Path(file).name if isinstance(file, str | os.PathLike) else "the file"
 
 
 def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:

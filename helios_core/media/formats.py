@@ -195,36 +195,54 @@ def to_video_frame(frame: torch.Tensor, pixel_format: str) -> av.VideoFrame:
         return rgb.reformat(format=pixel_format)
     if layout.is_rgb:
         return av.VideoFrame.from_ndarray(_levels(frame.float().clamp(0, 1) * (2**bits - 1)), format=pixel_format)
-    rgb = eight_bits(frame).float() / 255 if bits == 8 else frame.float().clamp(0, 1)
-    stored = av.VideoFrame(rgb.shape[1], rgb.shape[0], pixel_format)
+    stored = av.VideoFrame(frame.shape[1], frame.shape[0], pixel_format)
     stored.colorspace, stored.color_range = BT709, LIMITED_RANGE  # ProRes takes its tags from the frames
     if hasattr(stored, "color_primaries"):  # older PyAV has none
         stored.color_primaries = stored.color_trc = BT709
     across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
-    for plane, samples in zip(stored.planes, _bt709(rgb, across, down), strict=True):
+    for plane, samples in zip(stored.planes, _bt709(_planar(frame, bits), across, down), strict=True):
         lines = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)
-        lines[:, : plane.width] = _levels(samples * 2 ** (bits - 8))  # the rest of a line is padding
+        _store(samples, bits, lines[:, : plane.width])  # the rest of a line is padding
     return stored
 
 
+def _planar(frame: torch.Tensor, bits: int) -> torch.Tensor:
+    """A frame (H, W, 3) of floats to a copy (3, H, W), float32 in [0, 1]; for 8 bits the nearest of 256 values."""
+    rgb = torch.empty(3, *frame.shape[:2], device=frame.device).copy_(frame.movedim(-1, 0)).clamp_(0, 1)
+    return rgb.mul_(255).add_(0.5).floor_().div_(255) if bits == 8 else rgb
+
+
+def _store(samples: torch.Tensor, bits: int, lines: np.ndarray) -> None:
+    """Write samples in 8-bit units, rounded to whole numbers of `bits`, into a plane's lines. Overwrites them."""
+    if bits == 8:
+        torch.from_numpy(lines).copy_(samples.add_(0.5))  # cut off at the point
+    else:
+        lines[:] = _levels(samples * 2 ** (bits - 8))
+
+
 def _bt709(rgb: torch.Tensor, across: int, down: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """RGB (H, W, 3) in [0, 1] to luma (H, W) and blue and red difference (H / down, W / across), in 8-bit units.
+    """RGB (3, H, W) in [0, 1] to luma (H, W) and blue and red difference (H / down, W / across), in 8-bit units; it is
+    written over.
 
     ITU-R BT.709-6, items 3.2 to 3.4, limited range. Done here because FFmpeg's converter, as PyAV calls it, puts colour
     samples between two pixels where decoders look for them on the left one: half a pixel of shift with every copy.
     """
-    red, green, blue = rgb.movedim(-1, 0).contiguous()
-    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    differences = [(blue - luma) / 1.8556, (red - luma) / 1.5748]
-    return 16 + 219 * luma, *(128 + 224 * _subsample(difference, across, down) for difference in differences)
+    red, green, blue = rgb
+    luma = (0.2126 * red).add_(0.7152 * green).add_(0.0722 * blue)
+    differences = blue.sub_(luma).div_(1.8556), red.sub_(luma).div_(1.5748)
+    chroma = [_subsample(difference, across, down).mul_(224).add_(128) for difference in differences]
+    return luma.mul_(219).add_(16), *chroma
 
 
 def _subsample(plane: torch.Tensor, across: int, down: int) -> torch.Tensor:
     """One sample for `across` x `down` pixels: on the left one of two pixels, half way between two lines."""
     if across == 2:
-        left = torch.cat((plane[:, :1], plane[:, 1:-1:2]), dim=1)
-        plane = (left + 2 * plane[:, ::2] + plane[:, 1::2]) / 4
-    return (plane[::2] + plane[1::2]) / 2 if down == 2 else plane
+        edge, left, right = plane[:, :1], plane[:, 1:-1:2], plane[:, 1::2]
+        plane = 2 * plane[:, ::2]
+        plane[:, :1] += edge
+        plane[:, 1:] += left
+        plane = plane.add_(right).div_(4)
+    return (plane[::2] + plane[1::2]).div_(2) if down == 2 else plane
 
 
 def eight_bits(frames: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .formats import eight_bits
-from .reader import _FITS
+
+_FITS: Mapping[str, Callable[..., Image.Image]] = {
+    "crop": ImageOps.fit,  # cover, then cut the middle out
+    "stretch": Image.Image.resize,
+    "pad": ImageOps.pad,  # contain, black around it
+}
 
 
 def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
@@ -42,7 +47,7 @@ def resize_frames(
     frames: torch.Tensor,
     width: int,
     height: int,
-    mode: Literal["crop", "stretch", "pad"] = "crop",
+    mode: str = "crop",
 ) -> torch.Tensor:
     """Resize uint8 frames (T, H, W, 3) to (T, height, width, 3) with Pillow's Lanczos filter.
 

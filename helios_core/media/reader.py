@@ -13,11 +13,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from ..geometry import FRAME_RATE
 from .audio import MediaFile, file_name, open_media
@@ -122,19 +122,24 @@ def open_video(
     return rate, map(_upright_rgb, _frames(file, timing, rate))
 
 
-def stream_video(file: MediaFile, *, frame_rate: float | Fraction | None = None) -> Iterator[torch.Tensor]:
-    """The frames of `open_video`; the file is opened when the first is asked for."""
-    _, frames = open_video(file, frame_rate=frame_rate)
-    yield from frames
+def stream_video(
+    file: MediaFile, *, frame_rate: float | Fraction | None = None, first: int = 0
+) -> Iterator[torch.Tensor]:
+    """The frames of `open_video` from number `first` on; the file is opened when the first is asked for."""
+    timing, rate = _timing_of(file, frame_rate)
+    for frame in islice(_frames(file, timing, rate), first, None):
+        yield _upright_rgb(frame)
 
 
 @dataclass(frozen=True)
 class VideoFacts:
     """What a file says of its pictures, read without decoding them. `frame_rate` is the average where it is not
-    `constant`; `transfer` is the transfer function's number in ISO/IEC 23091-2."""
+    `constant`, and `num_frames` how many there are at that rate; `transfer` is the transfer function's number in
+    ISO/IEC 23091-2."""
 
     frame_rate: Fraction
     constant: bool
+    num_frames: int
     transfer: int
     has_alpha: bool
 
@@ -150,6 +155,7 @@ def video_facts(file: MediaFile) -> VideoFacts:
             return VideoFacts(
                 frame_rate=timing.rate,
                 constant=timing.constant,
+                num_frames=len(timing.ticks) or round(timing.end * timing.rate),
                 transfer=int(stream.codec_context.color_trc),
                 # webm keeps transparency in a stream beside the pictures, which decoders leave out.
                 has_alpha=stream.metadata.get("alpha_mode") == "1"
@@ -347,10 +353,3 @@ def _upright_rgb(frame: av.VideoFrame) -> torch.Tensor:
             rgb, a, d = rgb.swapaxes(0, 1), c, b
         rgb = rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return torch.from_numpy(np.ascontiguousarray(rgb))
-
-
-_FITS = {
-    "crop": ImageOps.fit,  # cover, then cut the middle out
-    "stretch": Image.Image.resize,
-    "pad": ImageOps.pad,  # contain, black around it
-}

@@ -148,7 +148,7 @@ class GrowingVideo:
             return
         head, fragment, num_frames = _as_fragment(segment, self.num_frames)
         try:
-            opened = patiently(self.path.open, "ab")
+            opened = patiently(lambda: self.path.open("ab"))
         except PermissionError as fault:
             self.is_kept_from_us = True
             logger.warning("%s grows no further, as another program has it open: %s", self.path, fault)

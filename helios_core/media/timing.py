@@ -30,18 +30,17 @@ def at_rate(timed: Iterable[tuple[Fraction, Frame]], rate: Fraction, end: Fracti
     Frame k of the result is the one whose time is nearest to k / rate after the first: frames are repeated or left
     out, never mixed. The first is always there. `end` is when the last one is no longer shown.
     """
-    wanted, before = None, None
-    for time, frame in timed:
-        if before is None:
-            wanted = time
-        else:
-            middle = (before[0] + time) / 2
-            while wanted < middle:
-                yield before[1]
-                wanted += 1 / rate
-        before = (time, frame)
+    timed = iter(timed)
+    before = next(timed, None)
     if before is None:
         return
+    wanted = before[0]
+    for time, frame in timed:
+        middle = (before[0] + time) / 2
+        while wanted < middle:
+            yield before[1]
+            wanted += 1 / rate
+        before = (time, frame)
     # Half an interval of tolerance for rounded timestamps; it also rounds the number of frames to the nearest.
     while wanted < end - 1 / rate / 2 or wanted == before[0]:
         yield before[1]

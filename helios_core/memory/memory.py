@@ -36,6 +36,9 @@ class MemoryWindow:
     frame_indices: FrameIndices
 
 
+Task = Literal["t2v", "i2v", "v2v"]
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a memory comes from: the task it was started for, and model and seed of its latest chunk.
@@ -43,7 +46,7 @@ class Provenance:
     `model` is a name for people; `model_fingerprint`, when it is known, tells for sure.
     """
 
-    task: Literal["t2v", "i2v", "v2v"] = "t2v"
+    task: Task = "t2v"
     model: str = ""
     seed: int | None = None
     model_fingerprint: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ def pad_to_multiple(x: torch.Tensor, multiple: tuple[int, int, int]) -> torch.Te
     return F.pad(x, (0, pad_w, 0, pad_h, 0, pad_t), mode="replicate")
 
 
-def num_tokens(sizes: tuple[int, int, int], patch_size: tuple[int, int, int], pool: int = 1) -> int:
+def num_tokens(sizes: Sequence[int], patch_size: tuple[int, int, int], pool: int = 1) -> int:
     """Tokens of latents of `sizes` (T, H, W), in patches `pool` times as large in each direction. One that is not
     filled counts whole, as it is padded."""
     return math.prod(-(-size // (pool * patch)) for size, patch in zip(sizes, patch_size, strict=True))

@@ -130,7 +130,7 @@ class GraphedForward:
             self.release()
             self._capture = self._new_capture()
             self._memory = replace(memory, tokens=memory.tokens.clone(), rotary_tables={})
-        elif self._memory_source() is not memory:
+        elif self._memory_source is None or self._memory_source() is not memory:
             held.tokens.copy_(memory.tokens)
         self._memory_source = weakref.ref(memory)
 
@@ -165,6 +165,7 @@ class GraphedForward:
 
     def _record(self, latents: torch.Tensor, timestep: torch.Tensor, prompt: PromptContext) -> Replay:
         model, memory, attention = self._load_model(), self._memory, self._attention
+        assert self._capture is not None, "the memory comes first, and with it what records"
         # The model would round the latents, fp32 at a stage's start, to its own dtype as well.
         inputs = latents.to(model.dtype, copy=True), timestep.clone()
         replay = self._capture(lambda: model(*inputs, prompt, memory, attention=attention), latents.device)

@@ -23,6 +23,9 @@ class Fp8Linear(nn.Module):
     `bias` is set by who loads the model. Nothing of it can be trained.
     """
 
+    scale: torch.Tensor
+    bias: nn.Parameter | None
+
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         data, scale = self.quantise(weight)

@@ -46,7 +46,7 @@ class StepCache:
         self, step: int, x: torch.Tensor, compute: Callable[[], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
         """The velocity of each prompt for the sample x (B, ...) at this step: as `compute` gives them, or the last."""
-        if not self._may_reuse(step, x):
+        if self._latest is None or not self._may_reuse(step, x):
             velocities = compute()
             self._latest = _Forward(x, velocities, self._rates(x, velocities))
             self._change = 0.0
@@ -54,7 +54,7 @@ class StepCache:
         return self._latest.velocities
 
     def _may_reuse(self, step: int, x: torch.Tensor) -> bool:
-        if step == self.num_steps - 1 or self._latest is None or self._latest.rates is None:
+        if step == self.num_steps - 1 or self._latest is None or self._latest.rates is None or self._before is None:
             return False
         self._change = self._change + self._latest.rates * _size(x - self._before)
         # The host must know whether to launch a forward, so here, once a step, it waits for the device. A change that

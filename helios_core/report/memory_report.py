@@ -75,7 +75,10 @@ def token_counts(memory: HeliosMemory, config: TransformerConfig) -> dict[str, i
         "mid": (window.mid, 2),
         "short": (window.short[:, :, anchor:], 1),
     }
-    return {name: num_tokens(latents.shape[2:], config.patch_size, pool) for name, (latents, pool) in parts.items()}
+    return {
+        name: num_tokens(latents.shape[2:], config.patch_size, pool)
+        for name, (latents, pool) in parts.items()
+    }
 
 
 def describe_memory(

@@ -25,7 +25,7 @@ def write_lead_in(
     """
     source = fingerprint(file_fingerprint(clip), width, height, resize, encoding.fingerprint)
     frames = stream_video(clip, frame_rate=encoding.frame_rate)
-    segments = []
+    segments: list[Path] = []
     with folder.locked():
         while group := list(islice(frames, FRAMES_PER_CHUNK)):
             key = f"lead-{len(segments):05}-{source}"

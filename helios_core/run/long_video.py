@@ -9,6 +9,7 @@ on, and rolling the dice again for one chunk are the same act. No more than two 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +31,14 @@ from ..sampling.loop import make_chunks
 from ..sampling.noise import stream_state
 from ..sampling.plan import Chunk, Past
 from .disk import check_disk, estimate_disk_use
+from .inputs import inputs_of, why_anew
 from .job import ChunkDone, LongVideo
 from .keys import chunk_keys, digest_of, segment_keys
 from .old_keys import adopt_old_names
 from .pace import Pace
 from .run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def make_video(
@@ -49,6 +53,7 @@ def make_video(
     decode_in_background: bool = False,
     metadata: Mapping[str, str] | None = None,
     lead_in: Sequence[Path] = (),
+    notice: Callable[[str], None] | None = None,
 ) -> ChunkDone:
     """Make chunk after chunk, and of all of them the video at `path` (mp4). Returns the last chunk.
 
@@ -57,7 +62,8 @@ def make_video(
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
     `decode_in_background`: do so when it runs on another device, or there is room for both. `tell` is called for each
     chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled, between two
-    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`).
+    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`). `notice` is
+    told, before the first chunk, why chunks are made anew although the folder holds others in their place.
 
     Whatever stops the run (an exception from `tell` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
     stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
@@ -73,6 +79,11 @@ def make_video(
         adopt_old_names(video, folder, run.first, run.keys, run.segment_keys)
         missing = sum(not folder.chunk_path(key).is_file() for key in run.keys)
         check_disk(folder.path, path.parent, estimate_disk_use(video.memory, video.num_chunks, num_missing=missing))
+        anew = why_anew(folder, run.inputs, run.keys)
+        if anew is not None:
+            logger.info("%s: %s", folder.path.name, anew)
+            if notice is not None:
+                notice(str(anew))
         folder.note("take", keys=run.keys, **run.facts())
         run.make_chunks(decode_in_background, lead_in)
         segments = [folder.segment_path(key) for key in run.segment_keys]
@@ -93,6 +104,7 @@ class _Run:
         self.first = Past(video.memory, stream_state(video.noise))
         self.keys, self.seeds = chunk_keys(video, self.first)
         self.segment_keys = segment_keys(video, self.keys)
+        self.inputs = inputs_of(video, self.first)
         self.latest: tuple[int, Chunk] | None = None
         self.sampler: tuple[int, Iterator[Chunk]] | None = None  # the position it makes next
         self.drift_reports: dict[int, DriftReport | None] = {}
@@ -106,7 +118,8 @@ class _Run:
         video = self.video
         return {
             "time": time.time(),
-            "model": asdict(video.model),
+            "model": {"name": video.model.name, "fingerprint": video.model.fingerprint},
+            "inputs": self.inputs,
             "size": [video.memory.width, video.memory.height],
             "first_chunk": video.memory.chunk_index,
             "settings": asdict(video.plan(video.chunks.start).settings),

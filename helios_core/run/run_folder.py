@@ -46,7 +46,7 @@ try:
 except ImportError:  # Windows
     import msvcrt
 
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -243,11 +243,12 @@ def _load_chunk(path: Path) -> Chunk:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in a folder of runs. `num_bytes` is what removing it would free."""
+    """One run in a folder of runs. `num_pieces` are those of finished films; `num_bytes` is what removing it frees."""
 
     name: str
     num_takes: int
     num_chunks: int
+    num_pieces: int
     num_bytes: int
     last_used: float  # seconds since 1970
 
@@ -270,8 +271,9 @@ def remove_run(root: str | os.PathLike[str], name: str) -> RunSummary:
     folder = RunFolder(Path(root) / name)
     with folder.locked():
         # The journal makes a folder a run, so it goes last: a removal that is broken off can be repeated.
-        for part in ("chunks", "segments"):
-            shutil.rmtree(folder.path / part)
+        for part in ("chunks", "segments", "pieces"):
+            if (folder.path / part).is_dir():
+                shutil.rmtree(folder.path / part)
     shutil.rmtree(folder.path)
     return known[name]
 
@@ -287,6 +289,7 @@ def _summary(path: Path) -> RunSummary:
         name=path.name,
         num_takes=len(folder.takes()),
         num_chunks=len(list((path / "chunks").glob("[0-9]*.safetensors"))),
+        num_pieces=len(list((path / "pieces").glob("[0-9]*"))),
         num_bytes=sum(file.st_size for file in files),
         last_used=max(file.st_mtime for file in files),
     )

@@ -12,7 +12,7 @@ import torch
 
 from ..geometry import FRAMES_PER_CHUNK, LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK, VAE_SPATIAL_STRIDE
 from ..memory.config import MemoryConfig
-from ..memory.memory import HeliosMemory, Provenance
+from ..memory.memory import HeliosMemory, Provenance, Task
 from .noise import Key, NoiseSource
 
 DEFAULT_SIGMA_RANGE = (0.111, 0.135)
@@ -120,7 +120,7 @@ def video_memory(
     return _memory_of(first_frame_latents, video_latents, "v2v", config)
 
 
-def _memory_of(anchor: torch.Tensor, past: torch.Tensor, task: str, config: MemoryConfig) -> HeliosMemory:
+def _memory_of(anchor: torch.Tensor, past: torch.Tensor, task: Task, config: MemoryConfig) -> HeliosMemory:
     missing = config.num_latent_frames - past.shape[2]
     past = past.float()
     if missing > 0:

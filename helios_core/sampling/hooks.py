@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..model.attention import AttentionFunction
 from ..model.transformer import HeliosTransformer, MemoryTokens, PromptContext
+from .loras import LoraStrength
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Hooks:
     run; `attention` is used instead of torch's.
 
     `forward` is called in place of the model (and brings its own attention), `predict` in place of all forwards of a
-    step. `around_predict` wraps whichever it is, to leave out a part of the work (see `options`).
+    step. `around_predict` wraps whichever it is, to leave out a part of the work (see `options`). `set_loras` is given
+    the strengths of LoRAs over time before each chunk.
     """
 
     progress: Callable[[StepDone], None] | None = None
@@ -53,6 +55,7 @@ class Hooks:
     forward: Forward | None = None
     predict: Predict | None = None
     around_predict: Callable[[Predict], Predict] | None = None
+    set_loras: Callable[[Sequence[LoraStrength]], None] | None = None
 
     def prediction_of(self, model: HeliosTransformer) -> Predict:
         """What the loop asks for velocities."""

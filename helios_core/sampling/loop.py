@@ -17,11 +17,13 @@ import torch
 from ..geometry import LATENT_FRAMES_PER_CHUNK
 from ..memory.memory import HeliosMemory
 from ..memory.storage import ModelIdentity
+from ..model.patchify import num_tokens
 from ..model.transformer import HeliosTransformer, MemoryTokens, PromptContext
 from ..transfer import to_device
 from .drift import AntiDrift, DriftReport, DriftState
 from .guidance import guide, is_zero_step
 from .hooks import Hooks, Predict, Step, StepDone
+from .loras import LoraStrength
 from .noise import NoiseSource, restore_stream, stream_state
 from .plan import Chunk, ChunkPlan, KeyChain, Past
 from .pyramid import StageSchedule, renoise, renoise_shape, stage_schedule, start_noise
@@ -62,6 +64,7 @@ def make_chunks(
     for plan in plans:
         model = load_model()
         plan.check(past.memory, model.config)
+        set_loras(plan, hooks)
         take_up_stream(plan.noise, past)
         memory = plan.anchored(past.memory)
         latents = sample_chunk(model, memory, plan, prompts.of(plan, model), hooks)
@@ -143,14 +146,19 @@ class GuidedVelocity:
 
 
 class EncodedPrompts:
-    """The latest prompt and negative prompt as the blocks use them: what does not change from plan to plan stays."""
+    """The latest prompt and negative prompt as the blocks use them: what does not change from plan to plan stays. LoRAs
+    act on them, too."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[torch.Tensor, PromptContext]] = {}
+        self._loras: tuple[LoraStrength, ...] = ()
 
     @torch.no_grad()
     def of(self, plan: ChunkPlan, model: HeliosTransformer) -> list[PromptContext]:
         """The plan's prompt and, with guidance, its negative prompt."""
+        if plan.loras != self._loras:
+            self._held.clear()
+            self._loras = plan.loras
         wanted = {"prompt": plan.rows}
         if plan.settings.guided:
             wanted["negative"] = plan.negative_rows
@@ -159,6 +167,14 @@ class EncodedPrompts:
                 self._held.pop(name, None)  # it is large and is let go before the next one is made
                 self._held[name] = (rows, model.encode_prompt(rows))
         return [self._held[name][1] for name in wanted]
+
+
+def set_loras(plan: ChunkPlan, hooks: Hooks) -> None:
+    """Have the LoRAs of the plan act. Raises ValueError when it has some and nobody puts them on the model."""
+    if hooks.set_loras is not None:
+        hooks.set_loras(plan.loras)
+    elif plan.loras:
+        raise ValueError(f"the plan names the LoRA {plan.loras[0].name!r}, and this run has none (see Hooks.set_loras)")
 
 
 def watch_drift(
@@ -196,8 +212,7 @@ def chunk_shape(memory: HeliosMemory) -> tuple[int, ...]:
 
 def num_noisy_tokens(x: torch.Tensor, model: HeliosTransformer) -> int:
     """Tokens of a sample x (B, C, T, h, w)."""
-    patch_t, patch_h, patch_w = model.config.patch_size
-    return x.shape[2] * x.shape[3] * x.shape[4] // (patch_t * patch_h * patch_w)
+    return num_tokens(x.shape[2:], model.config.patch_size)
 
 
 def check_finite(finite: list[torch.Tensor], place: str, prompt: PromptContext, memory: HeliosMemory) -> None:

@@ -21,7 +21,9 @@ Key = tuple[str | int, ...]
 class NoiseSource(Protocol):
     """Gives fp32 noise on a device of its own choice."""
 
-    seed: int | None
+    @property
+    def seed(self) -> int | None:
+        """What the draws follow from, for the record; None when it is not known."""
 
     def normal(self, shape: tuple[int, ...], key: Key) -> torch.Tensor:
         """Standard normal noise of this shape."""
@@ -100,5 +102,5 @@ def stream_state(source: NoiseSource) -> torch.Tensor | None:
 
 def restore_stream(source: NoiseSource, state: torch.Tensor | None) -> None:
     """Put a source back to where `stream_state` found it."""
-    if isinstance(source, DiffusersNoise):
+    if isinstance(source, DiffusersNoise) and state is not None:
         source.generator.set_state(state)

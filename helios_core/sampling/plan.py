@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from ..geometry import check_size
 from ..memory.memory import HeliosMemory
 from ..model.config import TransformerConfig
 from .drift import AntiDrift, DriftReport, DriftState
+from .loras import LoraStrength
 from .noise import NoiseSource
 from .settings import SamplingSettings
 
@@ -25,7 +27,7 @@ class ChunkPlan:
     `rows` (B, L, text_dim) are the text encoder's, on the device to compute on; `negative_rows` those of the negative
     prompt, needed with guidance. The same tensor in plan after plan is encoded once. `anchor` (B, C, 1, h, w), model
     space, replaces the memory's anchor from this chunk on. An identity is a fingerprint of what rows or anchor were
-    made from (texts, files, settings); "" where it is not known.
+    made from (texts, files, settings); "" where it is not known. `loras` act beside those that are in the weights.
     """
 
     rows: torch.Tensor
@@ -36,6 +38,7 @@ class ChunkPlan:
     prompt_identity: str = ""
     negative_identity: str = ""
     anchor_identity: str = ""
+    loras: tuple[LoraStrength, ...] = ()
 
     def anchored(self, memory: HeliosMemory) -> HeliosMemory:
         """The memory that the chunk sees: with the plan's anchor, if it sets one."""
@@ -111,17 +114,22 @@ class KeyChain:
 
     def append(self, plan: ChunkPlan) -> str:
         """The identity of the chunk that follows."""
-        guided = plan.settings.guided
-        anchor = plan.anchor_identity or self._content("anchor", plan.anchor)
-        self.digest = fingerprint(
-            self.digest,
-            self._about,
-            {"prompt": plan.prompt_identity or self._content("prompt", plan.rows)},
-            {"negative": (plan.negative_identity or self._content("negative", plan.negative_rows)) if guided else None},
-            {"settings": plan.settings, "anchor": None if plan.anchor is None else anchor},
-            {"noise": type(plan.noise).__name__, "seed": plan.noise.seed},
-        )
+        self.digest = fingerprint(self.digest, self._about, self.inputs(plan))
         return self.digest
+
+    def inputs(self, plan: ChunkPlan) -> dict[str, Any]:
+        """What a chunk is made from besides model and past: names for people, and values or identities."""
+        settings = {each.name: getattr(plan.settings, each.name) for each in fields(plan.settings)}
+        negative = plan.negative_identity or self._content("negative", plan.negative_rows)
+        anchor = plan.anchor_identity or self._content("anchor", plan.anchor)
+        return settings | {
+            "prompt": plan.prompt_identity or self._content("prompt", plan.rows),
+            "negative prompt": negative if plan.settings.guided else None,
+            "anchor picture": None if plan.anchor is None else anchor,
+            "noise": type(plan.noise).__name__,
+            "seed": plan.noise.seed,
+            "LoRAs of the schedule": sorted((lora.identity, lora.strength) for lora in plan.loras),
+        }
 
     def _content(self, name: str, tensor: torch.Tensor | None) -> str | None:
         """Fingerprint of a tensor's values; of one that comes again and again, taken once."""

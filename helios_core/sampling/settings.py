@@ -132,7 +132,7 @@ class SamplingSettings:
     zero_init: bool = True
     zero_steps: int = 1
     amplify_first_chunk: bool = False
-    history_reuse: Literal["off", "stage", "chunk"] = "off"
+    history_reuse: str = "off"
     step_cache: float = 0.0
 
     def __post_init__(self) -> None:

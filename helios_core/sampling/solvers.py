@@ -99,6 +99,7 @@ def _unipc_predict(x, data, schedule: StageSchedule, index: int, order: int) -> 
 def _unipc_correct(data, schedule: StageSchedule, state: SolverState) -> torch.Tensor:
     """Redo the step from level index - 1 to `index`, now that the clean sample data[0] is known at its end."""
     index, sigmas = state.index, schedule.sigmas
+    assert state.previous is not None, "only a stage's first step has none, and is not corrected"
     base, h, weight = _exponential_step(state.previous, data[1], sigmas[index - 1], sigmas[index])
     change = data[0] - data[1]
     if state.order == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..fingerprint import fingerprint
+from ..sampling.loras import Lora, LoraStrength
 from ..sampling.settings import SamplingSettings
 from ..transfer import to_device, to_float64
 from .schedule import PromptSchedule, Segment
@@ -49,13 +50,15 @@ class EncodedSchedule:
     """A schedule with its prompts encoded: `rows[i]` (1, L, text_dim) of segment i, and the pictures it names.
 
     `pictures`: name -> (H, W, 3), as the host encodes pictures, for every `anchor` in the schedule. `identities`, where
-    they are known, are fingerprints of what each rows were made from. Raises ValueError when a picture is missing.
+    they are known, are fingerprints of what each rows were made from. `loras`: name -> LoRA, for every one that the
+    schedule names. Raises ValueError when a picture or LoRA is missing.
     """
 
     schedule: PromptSchedule
     rows: tuple[torch.Tensor, ...]
     pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
+    loras: Mapping[str, Lora] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.rows) != len(self.schedule.segments):
@@ -65,6 +68,9 @@ class EncodedSchedule:
         for segment in self.schedule.segments:
             if segment.anchor is not None and segment.anchor not in self.pictures:
                 raise ValueError(f"the schedule names the anchor picture {segment.anchor!r}, which is not given")
+        for name in self.schedule.lora_names:
+            if name not in self.loras:
+                raise ValueError(f"the schedule names the LoRA {name!r}, which is not given")
 
     @classmethod
     def of_one_prompt(cls, rows: torch.Tensor, identity: str = "") -> EncodedSchedule:
@@ -77,13 +83,17 @@ class EncodedSchedule:
         schedule: PromptSchedule,
         encode_prompts: Callable[[list[str]], list[torch.Tensor]],
         pictures: Mapping[str, torch.Tensor] | None = None,
+        loras: Mapping[str, Lora] | None = None,
     ) -> EncodedSchedule:
         """Encode each distinct prompt of a schedule once."""
         prompts = list(dict.fromkeys(segment.prompt for segment in schedule.segments))
         rows = dict(zip(prompts, encode_prompts(prompts), strict=True))
-        return cls(schedule, tuple(rows[segment.prompt] for segment in schedule.segments), pictures or {})
+        in_order = tuple(rows[segment.prompt] for segment in schedule.segments)
+        return cls(schedule, in_order, pictures or {}, loras=loras or {})
 
-    def add(self, segment: Segment, rows: torch.Tensor, identity: str = "") -> EncodedSchedule:
+    def add(
+        self, segment: Segment, rows: torch.Tensor, identity: str = "", loras: Mapping[str, Lora] | None = None
+    ) -> EncodedSchedule:
         """With another segment after the last; an end that lies before it is dropped. Raises ValueError when it does
         not start later than the last."""
         end = self.schedule.num_chunks
@@ -93,7 +103,10 @@ class EncodedSchedule:
             num_chunks=end if end is not None and end > segment.start else None,
         )
         before = self.identities or ("",) * len(self.rows)
-        return replace(self, schedule=schedule, rows=(*self.rows, rows), identities=(*before, identity))
+        known = {**self.loras, **(loras or {})}
+        return replace(
+            self, schedule=schedule, rows=(*self.rows, rows), identities=(*before, identity), loras=known
+        )
 
     def to(self, device: torch.device | str) -> EncodedSchedule:
         """With the rows on `device`."""
@@ -120,6 +133,11 @@ class EncodedSchedule:
         """`settings` with the guidance of the chunk's segment, if it has its own."""
         scale = self.schedule.segment_at(chunk).guidance_scale
         return settings if scale is None else replace(settings, guidance_scale=scale)
+
+    def loras_for(self, chunk: int) -> tuple[LoraStrength, ...]:
+        """The LoRAs that act in a chunk."""
+        strengths = self.schedule.loras_at(chunk)
+        return tuple(LoraStrength(name, self.loras[name].identity, strengths[name]) for name in sorted(strengths))
 
     def seed_for(self, chunk: int) -> int | None:
         """The seed of the chunk's segment, if it has its own."""

@@ -47,6 +47,7 @@ class ScriptedPlans:
             prompt_identity=self.script.identity_for(chunk),
             negative_identity=self.negative_identity,
             anchor_identity=self.anchor_identities.get(chunk, ""),
+            loras=self.script.loras_for(chunk),
         )
 
     def _noise_for(self, chunk: int) -> NoiseSource:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +22,7 @@ MAX_CHUNK = 100_000  # 38 hours at 24 frames per second
 MAX_BLEND = 1000
 MAX_SEED = 2**64 - 1
 MAX_GUIDANCE_SCALE = 30.0
+MAX_LORA_STRENGTH = 100.0
 # A schedule that does not say where it ends gives its last prompt as many chunks as this.
 OPEN_END_CHUNKS = 4
 
@@ -33,7 +34,8 @@ class Segment:
     `blend` is the number of chunks that the change from the prompt before takes, the first of them still the old
     prompt and the last the new one; 0 or 1 changes at once. `shape` is one of BLEND_SHAPES. `seed` and
     `guidance_scale` (1..30) hold for this segment's chunks only. `anchor` names a picture that becomes the memory's
-    anchor when the segment starts. None: what the schedule, or the sampler, says. Raises ValueError for a value that
+    anchor when the segment starts. `loras` are (name, strength), or a mapping, of LoRAs that act in this segment; their
+    strengths follow the blend. None: what the schedule, or the sampler, says. Raises ValueError for a value that
     is not allowed.
     """
 
@@ -44,6 +46,7 @@ class Segment:
     seed: int | None = None
     guidance_scale: float | None = None
     anchor: str | None = None
+    loras: tuple[tuple[str, float], ...] | None = None
 
     def __post_init__(self) -> None:
         check_start(self.start)
@@ -56,6 +59,10 @@ class Segment:
         if self.anchor is not None:
             CHECKS["anchor"](self.anchor)
             object.__setattr__(self, "anchor", visible(self.anchor))
+        if self.loras is not None:
+            CHECKS["loras"](self.loras)
+            pairs = self.loras.items() if isinstance(self.loras, Mapping) else self.loras
+            object.__setattr__(self, "loras", tuple((visible(name), float(value)) for name, value in pairs) or None)
         object.__setattr__(self, "prompt", clean_lines(self.prompt))
 
 
@@ -79,7 +86,7 @@ class PromptSchedule:
         CHECKS["shape"](self.shape)
         if not self.segments:
             raise ValueError('the schedule has no segment; it needs at least one, such as "0s: a fox in the snow"')
-        previous = None
+        previous: int | None = None
         for number, segment in enumerate(self.segments, start=1):
             try:
                 check_order(previous, segment.start)
@@ -87,7 +94,7 @@ class PromptSchedule:
                 raise ValueError(f"segment {number}: {fault}") from fault
             previous = segment.start
         if self.num_chunks is not None:
-            check_end(previous, self.num_chunks)
+            check_end(self.segments[-1].start, self.num_chunks)
 
     @property
     def length(self) -> int:
@@ -119,6 +126,19 @@ class PromptSchedule:
         parts = [(index - 1, 1.0 - weight), (index, weight)]
         return [(part, share) for part, share in parts if share > 0.0]
 
+    def loras_at(self, chunk: int) -> dict[str, float]:
+        """Name -> strength of the LoRAs that act in a chunk; in a blend each moves from one strength to the other."""
+        parts = self.mix(chunk)
+        shares = [(dict(self.segments[index].loras or ()), weight) for index, weight in parts]
+        names = dict.fromkeys(name for loras, _ in shares for name in loras)
+        strengths = {name: sum(weight * loras.get(name, 0.0) for loras, weight in shares) for name in names}
+        return {name: strength for name, strength in strengths.items() if strength}
+
+    @property
+    def lora_names(self) -> list[str]:
+        """All LoRAs that the schedule names, in order."""
+        return list(dict.fromkeys(name for segment in self.segments for name, _ in segment.loras or ()))
+
     def cut_blends(self) -> list[int]:
         """Indices of segments that end before their blend does, so that the next one starts with a jump."""
         starts = [segment.start for segment in self.segments[1:]]
@@ -133,6 +153,7 @@ class PromptSchedule:
         """The schedule as JSON text; `from_json` gives back an equal schedule."""
         segments = [
             {field.name: value for field in fields(Segment) if (value := getattr(segment, field.name)) is not None}
+            | ({} if segment.loras is None else {"loras": dict(segment.loras)})
             for segment in self.segments
         ]
         values: dict[str, Any] = {"segments": segments, "blend": self.blend, "shape": self.shape}
@@ -258,7 +279,41 @@ def _check_anchor(value: str) -> None:
         raise ValueError(control_character_message(value[position]))
 
 
-CHECKS = {
+def _check_lora(name: str) -> None:
+    if not isinstance(name, str) or not name or '"' in name or "\n" in name or "\r" in name:
+        raise ValueError(f"lora is {_excerpt(name)}; it must be the name of a file, without quotes in it")
+    position = find_control_character(name)
+    if position is not None:
+        raise ValueError(control_character_message(name[position]))
+
+
+def _check_strength(value: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -MAX_LORA_STRENGTH <= value <= MAX_LORA_STRENGTH:
+        raise ValueError(
+            f"the LoRA's strength is {_excerpt(value)}; it must be a number from {-MAX_LORA_STRENGTH:g} to "
+            f"{MAX_LORA_STRENGTH:g}"
+        )
+
+
+def _check_loras(value: Any) -> None:
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    is_list = isinstance(pairs, list | tuple)
+    if not is_list or any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in pairs):
+        raise ValueError(f"loras is {_excerpt(value)}; it must be an object of names and strengths")
+    for name, strength in pairs:
+        _check_lora(name)
+        _check_strength(strength)
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the LoRA {_excerpt(twice)} is given twice")
+
+
+CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "lora": _check_lora,
+    "strength": _check_strength,
+    "loras": _check_loras,
     "blend": _check_blend,
     "shape": _check_shape,
     "seed": _check_seed,

@@ -4,7 +4,7 @@
     0s: a fox in the snow
     5s blend 2: it looks up
         and lifts a paw          (a line that begins with a space goes on with the prompt)
-    chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png": night falls
+    chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png" lora snow.safetensors 0.8: night falls
     end 20s
 
 Times in seconds are moved to the nearest chunk; 00:05 is 5s. Case, full-width signs and invisible characters do not
@@ -42,7 +42,7 @@ _BARE_NUMBER = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _UNIT = re.compile(r"[ \t]+(?:s|secs?|seconds?)(?=[ \t:]|$)", re.IGNORECASE)
 _CLOCK = re.compile(r"[ \t]*([0-9]{1,4}):([0-5][0-9])(?::([0-5][0-9]))?(\.[0-9]{1,9})?(?=[ \t:]|$)")
 _END = re.compile(r"end(?:[ \t]|$)", re.IGNORECASE)
-_OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor")
+_OPTIONS = ("blend", *BLEND_SHAPES, "seed", "guidance", "anchor", "lora")
 
 
 class ScheduleError(ValueError):
@@ -136,6 +136,7 @@ class _Line:
     def next(self) -> str | None:
         """The next word or ":", or None at the end of the line. A quoted name is given without its quotes."""
         match = _TOKEN.match(self.content, self.position)
+        assert match is not None, "the pattern fits anywhere: at worst at the end of the line"
         colon, quoted, word, quote = match.groups()
         self.position = match.end()
         self.quoted = quoted is not None
@@ -167,6 +168,9 @@ class _Line:
             typed, token = token, (token or "").lower()
             if token not in _OPTIONS or self.quoted:
                 self.expect(f'{", ".join(_OPTIONS)} or ":"', typed)
+            if token == "lora":
+                self.lora(entry.setdefault("loras", []))
+                continue
             name = "shape" if token in BLEND_SHAPES else "guidance_scale" if token == "guidance" else token
             if name in entry:
                 self.fail(self.column, f"{'the blend shape' if name == 'shape' else token} is given twice")
@@ -216,6 +220,24 @@ class _Line:
         chunk = nearest_chunk(min(value, 1e12), self.frame_rate)
         self.check(column, check_start, chunk)
         return chunk
+
+    def lora(self, loras: list[tuple[str, float]]) -> None:
+        """The name of a LoRA and, if a number follows, its strength."""
+        name = self.next()
+        column = self.column
+        if name is None or (name == ":" and not self.quoted):
+            self.expect('the name of a file after "lora"', name)
+        self.check(column, CHECKS["lora"], name)
+        if any(name == other for other, _ in loras):
+            self.fail(column, f"the LoRA {json.dumps(name, ensure_ascii=False)} is given twice")
+        before = self.position
+        token = self.next()
+        if token is None or self.quoted or not _NUMBER.fullmatch(token):
+            self.position = before
+            loras.append((name, 1.0))
+            return
+        self.check(self.column, CHECKS["strength"], float(token))
+        loras.append((name, float(token)))
 
     def value(self, option: str) -> int | float | str:
         token = self.next()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def umt5_rows(prompts: list[str], folder: Path, dtype: torch.dtype, device: torc
             raise FileNotFoundError(f"no folder {part!r} in {folder}; expected a published Helios model folder")
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = UMT5EncoderModel.from_pretrained(
+    encoder: Any = UMT5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
     )
     # The published config does not tie the two names of the embedding, and one of them is not in the files.

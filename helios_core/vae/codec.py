@@ -115,9 +115,8 @@ class WanCodec:
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""
-        return tuple(
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
-        )
+        mean, std = (torch.tensor(values, device=self.device) for values in (LATENTS_MEAN, LATENTS_STD))
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
 def _by_chunk(code: Callable[[torch.Tensor], torch.Tensor], video: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -7,13 +7,14 @@ same order of operations.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 import torch
 from comfy_api.latest import InputImpl
 
-from ...helios_core.fingerprint import fingerprint, tensor_samples
+from ...helios_core.fingerprint import file_fingerprint, fingerprint, tensor_samples
 from ...helios_core.finish.source import Source, file_source, frames_source
 from .video_wire import rgb, sound_of_audio, trim_window
 
@@ -28,6 +29,15 @@ def video_source(video) -> Source:
     components = video.get_components()
     sound = components.audio and sound_of_audio(components.audio)
     return frames_source(rgb(components.images, "video"), Fraction(components.frame_rate), sound)
+
+
+def video_identity(video) -> str:
+    """Tells this video from others, by its content."""
+    if not isinstance(video, InputImpl.VideoFromFile):
+        return fingerprint(tensor_samples(video.get_components().images))
+    file = video.get_stream_source()
+    content = file_fingerprint(Path(file)) if isinstance(file, str) else fingerprint(file.getvalue())
+    return fingerprint(content, *trim_window(video))
 
 
 class ModelUpscaler:

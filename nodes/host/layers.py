@@ -1,6 +1,5 @@
-"""Linear layers that keep their weight quantised: ComfyUI's own for scaled fp8, one of ours for GGUF blocks."""
+"""Linear layers that keep their weight quantised: ComfyUI's own for its formats, one of ours for GGUF blocks."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,47 +10,70 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...helios_core.checkpoint.quant_formats import FP8_FORMATS, QuantFormat, format_of, make_marker
 from ...helios_core.checkpoint.quantised import QuantisedWeight, dequantise_blocks
+
+
+def host_formats() -> frozenset[str]:
+    """The quantised formats that this ComfyUI has layers for. None before its version 0.4."""
+    if not hasattr(comfy.ops, "mixed_precision_ops"):
+        return frozenset()
+    from comfy.quant_ops import QUANT_ALGOS
+
+    return frozenset(QUANT_ALGOS)
 
 
 @dataclass(frozen=True)
 class QuantisedLayers:
     """Gives `load_transformer` a layer, still without bias, for each weight that stays quantised.
 
-    With `only_dtype` weights that are stored otherwise do not stay so. With `fast_fp8` scaled fp8 weights are
-    multiplied in fp8, where the card `load_device` can.
+    With `only_dtype` weights that are stored otherwise do not stay so, unless nobody but ComfyUI can read them. With
+    `fast` fp8, mxfp8 and nvfp4 weights are multiplied in the few bits that they are stored in, where the card
+    `load_device` can; without, each is turned into numbers when it is used. ComfyUI's layers for the formats stored in
+    int8 always multiply in few bits, as those files mean it.
     """
 
     compute_dtype: torch.dtype
     load_device: torch.device
     only_dtype: torch.dtype | None
-    fast_fp8: bool
+    fast: bool
 
     def __call__(self, linear: nn.Linear, weight: QuantisedWeight) -> nn.Module | None:
-        if self.only_dtype not in (None, weight.data.dtype):
+        if weight.has_numbers and self.only_dtype not in (None, weight.data.dtype):
             return None
         sizes = linear.in_features, linear.out_features
         if weight.block_format is not None:
             return BlockLinear(*sizes, weight)
-        if weight.scale.numel() != 1:  # one scale for each row is more than ComfyUI's layers know
+        quant = weight.quant or QuantFormat(format_of(weight.data.dtype), {})
+        is_fp8 = quant.name in FP8_FORMATS
+        if is_fp8 and weight.scale.numel() != 1:  # one scale for each row is more than ComfyUI's fp8 layers know
             return None
-        fast = self.fast_fp8 and comfy.model_management.supports_fp8_compute(self.load_device)
-        if hasattr(comfy.ops, "mixed_precision_ops"):
-            return self._mixed_precision(*sizes, weight, fast)
-        if hasattr(comfy.ops, "scaled_fp8_ops"):
-            return self._scaled_fp8(*sizes, weight, fast)
+        if quant.name in host_formats():
+            return self._mixed_precision(*sizes, weight, quant)
+        if is_fp8 and hasattr(comfy.ops, "scaled_fp8_ops"):
+            return self._scaled_fp8(*sizes, weight, self._is_fast(quant.name))
         return None
 
-    def _mixed_precision(self, num_in: int, num_out: int, weight: QuantisedWeight, fast: bool) -> nn.Module:
-        """ComfyUI from 0.4 on: a layer takes its format and scale from its part of the state dict."""
-        operations = comfy.ops.mixed_precision_ops({}, self.compute_dtype, full_precision_mm=not fast)
+    def _is_fast(self, name: str) -> bool:
+        """Whether to multiply in the few bits of that format."""
+        name = "fp8" if name in FP8_FORMATS else name
+        supports = getattr(comfy.model_management, f"supports_{name}_compute", None)
+        return self.fast and (supports is None or supports(self.load_device))
+
+    def _mixed_precision(self, num_in: int, num_out: int, weight: QuantisedWeight, quant: QuantFormat) -> nn.Module:
+        """ComfyUI from 0.4 on: a layer takes its format and scales from its part of the state dict."""
+        exact = not self._is_fast(quant.name)
+        operations = comfy.ops.mixed_precision_ops({}, self.compute_dtype, full_precision_mm=exact)
         layer = operations.Linear(num_in, num_out, bias=False, device=weight.data.device)
-        marker = json.dumps({"format": str(weight.data.dtype).removeprefix("torch.")}).encode()
         state = {
+            **weight.parts,
             "weight": weight.data,
-            "weight_scale": weight.scale.reshape(()),
-            "comfy_quant": torch.frombuffer(bytearray(marker), dtype=torch.uint8),
+            "comfy_quant": make_marker({**quant.settings, "format": quant.name}),
         }
+        if weight.scale is not None:
+            # For each row ComfyUI wants a column.
+            scale = weight.scale
+            state["weight_scale"] = scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
         layer.load_state_dict(state, strict=False)
         return layer
 

@@ -11,10 +11,10 @@ import torch
 from ...helios_core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...helios_core.checkpoint.loading import load_transformer
 from ...helios_core.report.cost import num_parameters
-from ...helios_core.sampling.settings import SamplingSettings, variant_of
+from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import choose_variant
 from .file_content import files_content
-from .layers import QuantisedLayers
+from .layers import QuantisedLayers, host_formats
 from .mapped import MappedWeights
 from .model import HeliosModel, HeliosModelConfig
 from .patcher import HeliosPatcher, patcher_class, takes_dynamic
@@ -41,7 +41,7 @@ def load_model(path: Path, variant: str, weight_dtype: str, *, disable_dynamic: 
     Raises CheckpointError for a file that is not a complete Helios transformer, ImportError for GGUF without the `gguf`
     package, ValueError for an unknown choice.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, host_formats())
     settings = choose_variant(path, checkpoint.settings, None if variant == "auto" else variant)
     patcher = make_patcher(checkpoint, settings, path.name, weight_dtype, disable_dynamic=disable_dynamic)
     return reloadable(patcher, load_model, path, variant, weight_dtype)
@@ -98,7 +98,7 @@ def make_patcher(
         mapped.let_go()
     patcher = patcher_class(dynamic)(model, load_device=load_device, offload_device=offload_device)
     logger.info(
-        "Helios %s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
-        variant_of(settings), name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
+        "%s from %s: %.1f B parameters, %.2f GiB of weights, computing in %s",
+        model_title(settings), name, num_parameters(checkpoint.config) / 1e9, patcher.model_size() / 2**30, compute,
     )  # fmt: skip
     return patcher

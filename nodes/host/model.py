@@ -15,12 +15,12 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...helios_core.model.attention import AttentionFunction
 from ...helios_core.model.transformer import EachBlock, HeliosTransformer, MemoryTokens, PromptContext
 from ...helios_core.sampling.settings import SamplingSettings
+from .attention import chosen_attention
 from .lora import with_lora_names
 from .patcher import is_dynamic
 
@@ -134,7 +134,7 @@ def comfy_attention(transformer_options: dict) -> AttentionFunction:
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_compiling():
             check_cancelled()
-        return optimized_attention(
+        return chosen_attention(query.device)(
             query,
             key,
             value,

@@ -12,6 +12,7 @@ from ...helios_core.geometry import LATENT_CHANNELS, LATENT_FRAMES_PER_CHUNK, VA
 from ...helios_core.memory.memory import HeliosMemory
 from ...helios_core.vae.side_stream import SideStream
 from .model import HeliosModel
+from .patcher import is_dynamic
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ def overlapped_decode(
 def why_not(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE, memory_required: int) -> str:
     """Why the VAE cannot decode beside the sampling, or "". Loads both, with `memory_required` bytes to spare."""
     device = model.load_device
+    if is_dynamic(model) or is_dynamic(vae.patcher):
+        return (
+            "under ComfyUI's dynamic VRAM weights move to the device while they are used (start ComfyUI with "
+            "--disable-dynamic-vram to have them stay there)"
+        )
     if device.type != "cuda":
         return f"it needs a CUDA device, and the model is on {device}"
     comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=memory_required)

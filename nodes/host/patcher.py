@@ -32,6 +32,20 @@ def takes_dynamic(load_device: torch.device) -> bool:
     return issubclass(comfy.model_patcher.CoreModelPatcher, dynamic)  # looked up now: main.py sets it late
 
 
+def weight_sizes(patcher: comfy.model_patcher.ModelPatcher) -> tuple[int, int]:
+    """Bytes of the weights on the device, once all are there, and in host RAM beside the system's page cache."""
+    if not is_dynamic(patcher):
+        return patcher.model_size(), patcher.model_size()
+    on_device = in_ram = 0
+    for layer in patcher.model.modules():
+        for name, weight in layer.named_parameters(recurse=False):
+            stored = getattr(weight, "_qdata", weight)
+            dtype = getattr(layer, f"{name}_comfy_model_dtype", None)
+            on_device += stored.nbytes if dtype is None else weight.numel() * dtype.itemsize
+            in_ram += 0 if hasattr(stored.untyped_storage(), "_comfy_tensor_file_slice") else stored.nbytes
+    return on_device, in_ram
+
+
 class HeliosPatching(LoraPatches):
     """What both kinds do otherwise than ComfyUI's."""
 

@@ -2,8 +2,8 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,14 @@ from ...helios_core.model.transformer import HeliosTransformer
 from ...helios_core.options.approximations import with_approximations
 from ...helios_core.report.cost import estimate_memory
 from ...helios_core.report.eta import step_costs
-from ...helios_core.sampling.hooks import Hooks
+from ...helios_core.sampling.hooks import Forward, Hooks, Predict
 from ...helios_core.sampling.loop import OutOfMemoryError
-from ...helios_core.sampling.settings import SamplingSettings, variant_of
+from ...helios_core.sampling.loras import Lora, LorasOverTime, LoraStrength
+from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import sampling_advice
 from .model import check_cancelled, helios_model
+from .multigpu import copies_of, split_forwards
+from .patcher import weight_sizes
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,13 @@ COMFYUI_VAE = 1.22  # what ComfyUI's Wan VAE takes to decode, against our own th
 @dataclass(frozen=True)
 class SamplingRun:
     """What a node samples with. `load()` brings the weights to the device, as far as they fit, when something else has
-    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them."""
+    run there since (a VAE), and gives the transformer. `activations` are the bytes that sampling takes besides them.
+    `notice(sentence)` shows a sentence on the node while it runs."""
 
     hooks: Hooks
     load: Callable[[], HeliosTransformer]
     activations: int
+    notice: Callable[[str], None]
 
 
 @contextmanager
@@ -63,38 +68,50 @@ def sampling_run(
     memory: HeliosMemory,
     settings: Sequence[SamplingSettings],
     node_id: str | None,
+    loras: Collection[Lora] = (),
 ) -> Iterator[SamplingRun]:
     """Load the model with room for the chunks that follow `memory`, one for each of `settings`. `node_id` is the node
-    that shows the progress, and a warning for settings that the variant was not trained for.
+    that shows the progress, and a warning for settings that the variant was not trained for. `loras` are those of a
+    schedule, whose strengths change.
 
-    Raises ValueError for a model that carries a part of a sampler from another node, and OutOfMemoryError, with what
-    to do about it in ComfyUI, when the device has too little memory.
+    Raises ValueError for a model that carries a part of a sampler from another node or a LoRA that does not fit, and
+    OutOfMemoryError, with what to do about it in ComfyUI, when the device has too little memory.
     """
     helios = helios_model(patcher)
+    LorasOverTime(loras).check(helios.diffusion_model)
     options = transformer_options(patcher)
     refuse_sampler_parts(options)
     tell_unused_options(patcher)
 
     config, device = helios.diffusion_model.config, patcher.load_device
-    dearest = max(settings, key=lambda own: own.guided)
+    costliest = max(settings, key=lambda own: own.guided)
+    on_device, in_ram = weight_sizes(patcher)
     estimate = estimate_memory(
         config,
-        dearest,
+        costliest,
         memory.width,
         memory.height,
         dtype=helios.diffusion_model.dtype,
-        weight_bytes=patcher.model_size(),
+        weight_bytes=on_device,
         vae_dtype=comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32]),
     )
-    estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae))
+    estimate = replace(estimate, vae=round(COMFYUI_VAE * estimate.vae), host=in_ram)
     logger.info(
-        "Helios %s at %dx%d, %d chunks: %s",
-        variant_of(dearest), memory.width, memory.height, len(settings), estimate,
+        "%s at %dx%d, %d chunks: %s",
+        model_title(costliest), memory.width, memory.height, len(settings), estimate,
     )  # fmt: skip
 
+    copies = copies_of(patcher)
+    over_time = [LorasOverTime(loras) for _ in (patcher, *copies)]
+
     def load() -> HeliosTransformer:
-        comfy.model_management.load_models_gpu([patcher], memory_required=estimate.activations)
+        memory_required = estimate.activations + over_time[0].nbytes
+        comfy.model_management.load_models_gpu([patcher, *copies], memory_required=memory_required)
         return helios.diffusion_model
+
+    def set_loras(strengths: Sequence[LoraStrength]) -> None:
+        for own in over_time:
+            own.set_strengths(strengths)
 
     load()
     advice = list(dict.fromkeys(sentence for own in settings for sentence in sampling_advice(helios.settings, own)))
@@ -104,14 +121,20 @@ def sampling_run(
         step_costs(config, own, memory.width, memory.height, chunk_index)
         for chunk_index, own in enumerate(settings, start=memory.chunk_index)
     ]
-    patcher.pre_run()
+    for each in (patcher, *copies):
+        each.pre_run()
     try:
-        hooks = Hooks(
-            progress=Progress(node_id, costs, memory.chunk_index, device, advice),
-            check_cancelled=check_cancelled,
-            forward=partial(helios.velocity, options),
-        )
-        yield SamplingRun(with_approximations(hooks, dearest), load, estimate.activations)
+        with current_device(device), predict_of(patcher, copies) as predict, ExitStack() as beside:
+            for each, own in zip((patcher, *copies), over_time, strict=True):
+                beside.enter_context(own.beside(helios_model(each).diffusion_model))
+            hooks = Hooks(
+                progress=Progress(node_id, costs, memory.chunk_index, device, advice),
+                check_cancelled=check_cancelled,
+                forward=forward_of(patcher),
+                predict=predict,
+                set_loras=set_loras,
+            )
+            yield SamplingRun(with_approximations(hooks, costliest), load, estimate.activations, advice.append)
     except OutOfMemoryError as fault:
         raise OutOfMemoryError(
             f"{fault}. In ComfyUI: choose fp8_e4m3fn in the Helios Loader, or start with --reserve-vram 4 (or more) to "
@@ -119,7 +142,31 @@ def sampling_run(
             f"{estimate.activations / 2**30:.1f} GiB"
         ) from fault
     finally:
-        patcher.cleanup()
+        for each in (patcher, *copies):
+            each.cleanup()
+
+
+def current_device(device: torch.device) -> AbstractContextManager:
+    """Within the `with` block the device is the current one, which some kernels ask for (Select Model Device)."""
+    return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
+
+
+def forward_of(patcher: comfy.model_patcher.ModelPatcher) -> Forward:
+    """The forward of a loaded Helios, on its device, inside the wrappers of other nodes."""
+    return partial(helios_model(patcher).velocity, transformer_options(patcher))
+
+
+@contextmanager
+def predict_of(
+    patcher: comfy.model_patcher.ModelPatcher, copies: Sequence[comfy.model_patcher.ModelPatcher]
+) -> Iterator[Predict | None]:
+    """Within the `with` block, what spreads the forwards of a step over the model's copies; None without copies."""
+    if not copies:
+        yield None
+        return
+    forwards = {each.load_device: forward_of(each) for each in (patcher, *copies)}
+    with split_forwards(forwards, check_cancelled) as predict:
+        yield predict
 
 
 def transformer_options(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import comfy.latent_formats
 import comfy.utils
 import torch
 
+from ...helios_core.fingerprint import fingerprint
 from ...helios_core.memory.memory import HeliosMemory
 from ...helios_core.sampling.noise import Key
 from ...helios_core.script.blending import EncodedSchedule
@@ -34,6 +35,15 @@ def encode_anchors(script: EncodedSchedule, chunks: range, vae, memory: HeliosMe
     return {
         chunk: encode_frames(vae, memory.width, memory.height, "crop", picture[None])
         for chunk, picture in pictures.items()
+    }
+
+
+def anchor_identities(script: EncodedSchedule, chunks: range, codec: str, memory: HeliosMemory) -> dict[int, str]:
+    """What the latents of `encode_anchors` are made from; `codec` is the identity of the VAE."""
+    size = (memory.width, memory.height)
+    return {
+        chunk: fingerprint("anchor", picture, size, "crop", codec)
+        for chunk, picture in script.anchors_in(chunks).items()
     }
 
 

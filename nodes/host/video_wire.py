@@ -53,7 +53,8 @@ def last_frames(
         own, end = Fraction(components.frame_rate), len(frames) / Fraction(components.frame_rate)
         numbers = at_rate(((number / own, number) for number in range(len(frames))), exact_rate(frame_rate), end)
         frames = frames[list(numbers)]
-    return tuple(fit_frames(part, width, height, resize) for part in (frames[:1], frames[-num_frames:]))
+    first, last = (fit_frames(part, width, height, resize) for part in (frames[:1], frames[-num_frames:]))
+    return first, last
 
 
 def frames_in_parts(video, num_frames: int) -> tuple[float, Iterator[torch.Tensor]]:

@@ -356,7 +356,8 @@ def test_plain_fp8_values_stay_as_they_are_in_fp8_storage(tmp_path):
 
 
 def test_a_scale_that_fits_no_rows_is_refused(tmp_path):
-    weights = random_weights() | {"blocks.0.attn1.to_q.weight_scale": torch.ones(5, 7)}
+    weights = random_weights()
+    weights |= {QUERY: weights[QUERY].to(torch.float8_e4m3fn), "blocks.0.attn1.to_q.weight_scale": torch.ones(5, 7)}
     message = error_of(write(tmp_path / "fp8.safetensors", weights))
     assert "blocks.0.attn1.to_q.weight_scale is torch.float32 (5, 7)" in message
 
@@ -371,6 +372,94 @@ def test_a_packed_four_bit_weight_is_refused_by_its_format(tmp_path):
     weights = random_weights() | {"blocks.0.attn1.to_q.weight": torch.zeros(24, 12, dtype=torch.uint8)}
     message = error_of(write(tmp_path / "nvfp4.safetensors", weights))
     assert "1 in a quantised format that is not supported (blocks.0.attn1.to_q.weight is torch.uint8)" in message
+
+
+QUERY = "blocks.0.attn1.to_q.weight"
+
+
+def marker(**settings) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+@pytest.mark.parametrize("marked", [False, True])
+def test_int8_weights_give_the_numbers_that_they_mean_with_and_without_comfyuis_marker(tmp_path, row_wise, marked):
+    weights = {name: 0.02 * tensor for name, tensor in random_weights().items()}
+    keys, meant = dict(weights), dict(weights)
+    for name in [name for name, value in weights.items() if name.startswith("blocks.") and value.ndim == 2]:
+        layer = name.removesuffix(".weight")
+        amax = weights[name].abs().amax(dim=1, keepdim=True) if row_wise else weights[name].abs().amax()
+        keys[name] = (weights[name] / (amax / 127)).round().to(torch.int8)
+        keys[f"{layer}.weight_scale"] = amax / 127
+        meant[name] = keys[name].float() * (amax / 127)
+        if marked:
+            keys[f"{layer}.comfy_quant"] = marker(format="int8_tensorwise")
+    checkpoint = open_checkpoint(write(tmp_path / "int8.safetensors", keys))
+    assert checkpoint.is_quantised
+    model = load_transformer(checkpoint, dtype=torch.float32)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, meant[name]), name
+
+
+def test_a_scale_left_beside_a_weight_in_full_changes_nothing(tmp_path):
+    """As ModelOpt and others leave it: some blocks fp8 with scales, others bf16, with or without a scale."""
+    file, _, meant = fp8_file(tmp_path / "fp8.safetensors", "weight_scale", lambda name: name)
+    keys = load_file(file)
+    full = random_weights(dtype=torch.bfloat16)
+    for name in [name for name in keys if name.startswith("blocks.1.") and name in meant]:
+        keys[name] = meant[name] = 0.02 * full[name]
+    for name in [
+        name for name in keys if name.startswith("blocks.1.ffn.") and name.endswith((".weight_scale", "quant"))
+    ]:
+        del keys[name]
+    model = load_transformer(open_checkpoint(write(file, keys)), dtype=torch.float32)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, meant[name].float()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_file_whose_scales_were_lost_is_refused_by_layer(tmp_path, dtype):
+    file, _, _ = fp8_file(tmp_path / "fp8.safetensors", "weight_scale", lambda name: name)
+    keys = {name: value for name, value in load_file(file).items() if not name.endswith(("_scale", "comfy_quant"))}
+    if dtype == torch.int8:
+        keys[QUERY] = torch.ones(keys[QUERY].shape, dtype=torch.int8)
+    file = write(tmp_path / "lost.safetensors", keys)
+    with pytest.raises(CheckpointError, match=r"without the scale that .* divided by") as caught:
+        load_transformer(open_checkpoint(file), dtype=torch.float32)
+    assert "blocks.0.attn1.to_q" in str(caught.value) or dtype != torch.int8
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"format": "nvfp4"}, r"quantised as 'nvfp4'; it is read inside ComfyUI 0\.10 or newer only"),
+        ({"format": "mxfp8"}, r"quantised as 'mxfp8'; it is read inside ComfyUI 0\.33 or newer only"),
+        ({"format": "int8_tensorwise", "convrot": True}, r"it is read inside ComfyUI 0\.33 or newer only"),
+        ({"format": "int3_magic"}, r"quantised as 'int3_magic'; it is not known; readable here are .*int8_tensorwise"),
+        ({"kind": "fp8"}, "it must name a format"),
+    ],
+)
+def test_a_format_that_nobody_here_reads_is_refused_with_what_does(tmp_path, settings, told):
+    keys = random_weights()
+    keys |= {QUERY: torch.zeros(24, 12, dtype=torch.uint8), QUERY.replace("weight", "comfy_quant"): marker(**settings)}
+    keys[QUERY.replace("weight", "weight_scale")] = torch.ones(24, 2)
+    with pytest.raises(CheckpointError, match=told):
+        open_checkpoint(write(tmp_path / "packed.safetensors", keys))
+
+
+def test_a_format_that_the_host_reads_is_opened_for_it(tmp_path):
+    keys = random_weights()
+    keys |= {
+        QUERY: torch.zeros(24, 12, dtype=torch.uint8),
+        QUERY.replace("weight", "comfy_quant"): marker(format="nvfp4"),
+    }
+    keys |= {QUERY.replace("weight", name): torch.ones(24, 2) for name in ("weight_scale", "weight_scale_2")}
+    checkpoint = open_checkpoint(write(tmp_path / "nvfp4.safetensors", keys), ["nvfp4"])
+    weight = checkpoint.read_stored(QUERY)
+    assert weight.quant.name == "nvfp4"
+    assert set(weight.parts) == {"weight_scale", "weight_scale_2"}
+    with pytest.raises(ValueError, match="cannot be turned into numbers here"):
+        weight.dequantised()
 
 
 # Saving
@@ -575,10 +664,10 @@ def test_a_damaged_header_is_an_error_that_names_the_file(tmp_path, header):
 
 
 def test_a_dtype_that_torch_has_not_is_named_with_its_tensor(tmp_path):
-    header = json.dumps({"proj_out.bias": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    header = json.dumps({"proj_out.bias": {"dtype": "U16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     file = tmp_path / "helios.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    assert "'proj_out.bias' is stored as F8_E8M0" in error_of(file)
+    assert "'proj_out.bias' is stored as U16" in error_of(file)
 
 
 @given(st.binary(max_size=200))

@@ -23,6 +23,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKOUT, WHY_NOT = find_checkout()
 collect_ignore_glob = [] if CHECKOUT else ["test_*.py"]
 
+# About the pack's own words, files and arithmetic, which no version of ComfyUI changes. Marked as a whole; single tests
+# of other files carry the mark themselves.
+NEWEST_ONLY = (
+    "test_errors", "test_graph_benchmark", "test_inspector", "test_locales", "test_next_frontend", "test_output_names",
+    "test_schedule", "test_speed",
+)  # fmt: skip
+
 
 def pytest_configure(config):
     config.addinivalue_line(
@@ -30,6 +37,13 @@ def pytest_configure(config):
         "newest_only: shows the same in any ComfyUI, or something only new ones have; tools/dev.py leaves it out of "
         "all checkouts but the newest (-m 'not newest_only')",
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in NEWEST_ONLY:
+            item.add_marker("newest_only")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,6 +9,9 @@ from harness.samples import small_graph, the_node
 from test_cancel import ATTENTIONS_PER_CHUNK, Attention, interrupt
 from test_long_video import chunks_made, chunks_on_disk
 
+# With so little free RAM 0.10 tidies up for half a minute in each run; it is not its default cache as it is today's.
+KINDS = [pytest.param(name, marks=pytest.mark.newest_only if "ram" in name else ()) for name in CACHES]
+
 
 @pytest.fixture
 def graph(comfyui, models):
@@ -39,7 +42,7 @@ def saved_latents(run, home):
     return load_file(newest)["latent_tensor"]
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", KINDS)
 def test_chained_samplers_give_the_same_latents_with_every_cache_when_made_and_when_queued_again(
     comfyui, graph, home, cache
 ):
@@ -51,7 +54,7 @@ def test_chained_samplers_give_the_same_latents_with_every_cache_when_made_and_w
     assert np.array_equal(saved_latents(comfyui.run_graph(graph, after=first), home), expected)
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", KINDS)
 def test_a_stopped_run_resumes_after_its_finished_chunks_with_every_cache_that_keeps_the_model(
     comfyui, graph, attention, home, cache
 ):
@@ -65,7 +68,7 @@ def test_a_stopped_run_resumes_after_its_finished_chunks_with_every_cache_that_k
     assert attention.done == ATTENTIONS_PER_CHUNK * (3 if cache == "none" else 2)
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", KINDS)
 def test_a_long_video_resumes_from_its_folder_with_every_cache(comfyui, models, home, cache):
     graph = small_graph("long_t2v", comfyui.object_info())
     _, inputs = the_node(graph, "HeliosLongVideo")

@@ -28,7 +28,7 @@ def graph(comfyui, models, request):
 
 @pytest.fixture
 def module(comfyui):
-    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.chunk_strip")]
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.chunk_strip")]
     return module
 
 

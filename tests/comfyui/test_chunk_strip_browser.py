@@ -244,6 +244,7 @@ def test_the_strip_is_not_saved_and_comes_back_after_a_reload(strip, tmp_path):
     strip.screenshot("strip_reload", tmp_path)
 
 
+@pytest.mark.newest_only
 def test_twenty_chunks_with_the_page_open_and_with_no_page_are_the_same_file(strip, server, home):
     name = "strip twenty"
     strip.open(name)

@@ -1,5 +1,7 @@
 """Helios Demo Models in real graphs: ComfyUI's own nodes work on them, and the demo workflows show what they say."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from helios_core.demo import DemoModel
 from helios_core.demo.judge import look
 from helios_core.demo.model import VAE_FILE, encode_prompt
 from helios_core.vae.codec import WanCodec
+
+pytestmark = pytest.mark.usefixtures("memory_manager")
 
 PROMPT = "a red circle moving right on a black background"
 # What the last video of each workflow shows at its end, as (colour, shape, background).
@@ -51,6 +55,21 @@ def run(comfyui, home):
     result = comfyui.run_graph(graph())
     assert result.success, result.error
     return result
+
+
+def test_the_vae_codes_as_the_command_line_does_and_as_comfyuis_own_does(comfyui):
+    (demo,) = [found for path, found in sys.modules.items() if path.endswith("ComfyUI-Helios.nodes.demo")]
+    vae, own, codec = demo.load_fast_vae(), demo.load_vae(), WanCodec.from_file(VAE_FILE)
+    pictures = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    latents = vae.encode(pictures)
+    pixels = pictures.movedim(-1, 0)[None] * 2 - 1
+    assert torch.equal(latents, codec.vae.encode(pixels))
+    torch.testing.assert_close(latents, own.encode(pictures), atol=1e-4, rtol=1e-4)
+    two = torch.cat((latents, latents + 0.1))
+    frames = vae.decode(two)
+    expected = [(codec.vae.decode(one) / 2 + 0.5).clamp(0, 1).movedim(1, -1) for one in two.split(1)]
+    torch.testing.assert_close(frames, torch.cat(expected), atol=1e-6, rtol=0)  # ComfyUI adds before it divides
+    torch.testing.assert_close(frames, own.decode(two), atol=1e-4, rtol=1e-4)
 
 
 def test_the_native_text_encoder_node_gives_the_rows_the_core_gives(run):

@@ -43,7 +43,7 @@ def run(comfyui, small_clip, finishing_models, request, monkeypatch):
     """run(inputs of the node, **other nodes) -> Run; the video are frames in memory, more than two short pieces."""
     (core,) = [module for name, module in sys.modules.items() if name.endswith(".helios_core.finish.film")]
     monkeypatch.setattr(core, "PIECE_FRAMES", PIECE)
-    run_name = request.node.name[:60].translate(str.maketrans("[]()", "----"))
+    run_name = request.node.name[:60].translate(str.maketrans("[].()", "-----"))
 
     def run_graph(inputs, interrupt_at=float("inf"), **nodes):
         graph = {
@@ -262,3 +262,67 @@ def test_what_cannot_be_done_is_said_before_anything_is_made(run, home, inputs, 
 def test_what_the_form_says_is_refused_before_the_graph_runs(run, inputs, message):
     with pytest.raises(GraphRejected, match=message):
         run(inputs)
+
+
+# Cut and join
+
+
+@pytest.fixture(scope="module")
+def sounding_clip(home, small_clip):
+    """The small clip with a click a quarter of a second in."""
+    from helios_core.media.audio import waveform_sound
+
+    wave = torch.zeros(2, 22050)
+    wave[:, 11025:11125] = 0.9
+    frames = read_video(home.input / small_clip).frames.float() / 255
+    with VideoWriter(home.input / "click.mp4", width=96, height=64, sound=waveform_sound(wave, 44100)) as writer:
+        writer.write(frames)
+    return "click.mp4"
+
+
+def cut_and_join(comfyui, clip, number, run_name, **inputs):
+    return comfyui.run_graph(
+        {
+            "clip": {"class_type": "LoadVideo", "inputs": {"file": clip}},
+            "cut": {
+                "class_type": "HeliosCutVideo",
+                "inputs": {"video": ["clip", 0], "number": number, "length": 5, "overlap": 2, "start": 0},
+            },
+            "step": {"class_type": "ImageInvert", "inputs": {"image": ["cut", 0]}},
+            "finish": {
+                "class_type": "HeliosJoinVideo",
+                "inputs": {
+                    "images": ["step", 0],
+                    "piece": ["cut", 1],
+                    "video": ["clip", 0],
+                    "run_name": run_name,
+                    "format": LOSSLESS,
+                    "pix_fmt": "auto",
+                    "crf": 0,
+                    "filename_prefix": "joined",
+                    **inputs,
+                },
+            },
+        }
+    )
+
+
+def test_an_image_step_run_piece_by_piece_gives_the_whole_video_with_its_sound(comfyui, home, sounding_clip):
+    whole = read_video(home.input / sounding_clip).frames
+    for number, missing in ((1, "0, 2"), (0, "2")):
+        result = cut_and_join(comfyui, sounding_clip, number, "in pieces")
+        assert film(result).num_frames == 5
+        assert report(result) == f"piece {number} of 3 is kept; still missing: {missing}"
+    result = cut_and_join(comfyui, sounding_clip, 2, "in pieces")
+    assert "all 3 pieces are joined: 12 frames" in report(result)
+    made = film(result)
+    assert made.frame_rate == 24
+    assert torch.equal(made.frames, 255 - whole)
+    with av.open(result.output("finish").get_stream_source()) as container:
+        samples = torch.cat([torch.from_numpy(part.to_ndarray()) for part in container.decode(audio=0)], dim=-1)
+    assert abs(int(samples[0].float().abs().argmax()) // 2 - 11075) < 1500
+
+
+def test_a_piece_that_does_not_exist_is_refused_with_those_that_do(comfyui, sounding_clip):
+    result = cut_and_join(comfyui, sounding_clip, 3, "no such piece")
+    assert "there is no piece 3: 12 frames in pieces of 5 are pieces 0 to 2" in result.error

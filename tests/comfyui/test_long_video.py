@@ -12,6 +12,8 @@ from harness.samples import HEIGHT, WIDTH, read_clip, small_graph, the_node
 
 from helios_core.media.reader import read_video
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 FRAMES_PER_CHUNK = 33
 
 

@@ -8,6 +8,8 @@ import torch
 from harness.latents_graph import LOADER, SAMPLER, latents_graph
 from harness.probe import change_model
 
+pytestmark = pytest.mark.usefixtures("memory_manager")
+
 
 @pytest.fixture
 def graph(comfyui, models):

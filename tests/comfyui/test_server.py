@@ -73,4 +73,6 @@ def test_a_rejected_graph_tells_the_reason_over_http(server, graph):
 
 def test_the_server_log_has_no_word_of_the_pack_failing(server: Server):
     lines = [line for line in server.log_text().splitlines() if "helios" in line.lower()]
+    # Before each line newer versions put its level, also where they list the nodes of the graph refused above.
+    lines = [line for line in lines if not line.endswith("* HeliosContext 6:")]
     assert not [line for line in lines if any(word in line.lower() for word in ("fail", "error", "cannot"))], lines

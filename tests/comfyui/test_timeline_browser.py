@@ -197,6 +197,12 @@ def test_a_double_click_edits_the_prompt(timeline):
     assert "5.5s blend 3: it looks up at last\n" in timeline.text
 
 
+def test_a_click_right_after_a_drag_chooses_the_block_and_is_no_double_click(timeline):
+    timeline.drag(timeline.block(1), 1)
+    timeline.block(1).click()
+    assert timeline.page.evaluate("() => document.activeElement.getAttribute('aria-selected')") == "true"
+
+
 def test_comfyui_takes_note_of_an_edit_for_its_drafts_and_its_own_undo(timeline):
     timeline.drag(timeline.block(1), 1)
     timeline.page.wait_for_timeout(600)

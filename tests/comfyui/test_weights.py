@@ -12,6 +12,8 @@ from harness.inprocess import GraphRejected
 from harness.samples import small_graph, the_node
 from safetensors.torch import save_file
 
+from helios_core.sampling.settings import variant_of
+
 pytestmark = pytest.mark.usefixtures("memory_manager")
 
 FP8 = torch.float8_e4m3fn
@@ -285,7 +287,7 @@ def test_the_variant_is_read_and_a_mismatch_warns_in_words(
         save_file(weights, path)
     with caplog.at_level(logging.WARNING):
         model = _loader_module(comfyui).load_model(path, variant, "default")
-    assert _loader_module(comfyui).variant_of(model.model.settings) == taken_for
+    assert variant_of(model.model.settings) == taken_for
     assert warning in caplog.text if warning else not caplog.text
 
 
@@ -343,8 +345,10 @@ def test_what_is_not_listed_is_not_opened(folder, weights, release, error_of, na
 def test_links_to_files_and_folders_elsewhere_are_listed_and_followed(comfyui, folder, weights, release, run, tmp_path):
     helios_weights.write_release_folder(tmp_path / "Helios-Distilled", weights)
     save_file(weights, tmp_path / "elsewhere.safetensors")
-    (folder / "linked_folder").symlink_to(tmp_path / "Helios-Distilled", target_is_directory=True)
-    (folder / "linked_distilled.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    links = folder / "linked_folder", folder / "linked_distilled.safetensors"
+    for link, target in zip(links, ("Helios-Distilled", "elsewhere.safetensors"), strict=True):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / target)
     expected, _ = run("full_distilled.safetensors", weight_dtype="fp32")
     for name in ("linked_folder/transformer", "linked_distilled.safetensors"):
         assert torch.equal(run(name, weight_dtype="fp32")[0], expected)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
@@ -27,6 +27,7 @@ def test_sizes_are_met_as_by_pillows_own_functions(fit, size):
     assert difference.mean() < 1
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(FITS))
 def test_a_flat_picture_stays_flat_inside_its_bars(width, height, new_width, new_height, fit):
     placement = place((width, height), (new_width, new_height), fit)

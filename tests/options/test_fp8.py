@@ -171,5 +171,30 @@ def test_a_device_without_fp8_products_is_refused_before_anything_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_published_sizes_can_be_multiplied_on_this_cpu():
-    check_fp8_products("cpu", TransformerConfig())
+def test_the_check_refuses_exactly_where_a_layer_of_a_published_size_cannot_multiply(monkeypatch):
+    """Asked of a CPU that can, and of devices that have no product of one size."""
+    scaled_mm, config = torch._scaled_mm, TransformerConfig()
+
+    def layer_multiplies(size: int) -> bool:
+        try:
+            Fp8Linear(torch.ones(16, size))(torch.ones(1, size))
+        except RuntimeError:
+            return False
+        return True
+
+    for missing in (None, config.inner_dim, config.ffn_dim):
+
+        def product(a, b, missing=missing, **options):
+            if a.shape[1] == missing:
+                raise RuntimeError(f"no product of {missing} columns")
+            return scaled_mm(a, b, **options)
+
+        monkeypatch.setattr(torch, "_scaled_mm", product)
+        assert [layer_multiplies(size) for size in (config.inner_dim, config.ffn_dim)] == [
+            size != missing for size in (config.inner_dim, config.ffn_dim)
+        ]
+        if missing is None:
+            check_fp8_products("cpu", config)
+        else:
+            with pytest.raises(ValueError, match=f"cannot multiply fp8 matrices of {missing} columns"):
+                check_fp8_products("cpu", config)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helios_core import faults, files
-from helios_core.files import check_file_name, check_new_file, remove_unfinished, write_atomically
+from helios_core.files import check_file_name, check_new_file, remove_unfinished, written_atomically
 from helios_core.media.reader import read_video
 from helios_core.media.segments import Encoding, GrowingVideo, write_segment
 from helios_core.media.writer import VideoWriter
@@ -51,11 +51,16 @@ class Held:
         return watched
 
 
+def put(path: Path, content: bytes) -> None:
+    with written_atomically(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
 def test_a_file_that_a_scanner_holds_for_a_moment_is_replaced_after_it(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    write_atomically(path, b"before")
+    put(path, b"before")
     held = Held(monkeypatch, "a.json", times=3)
-    write_atomically(path, b"after")
+    put(path, b"after")
     assert held.refused == 3
     assert path.read_bytes() == b"after"
 
@@ -117,7 +122,7 @@ def test_a_disk_that_fails_to_flush_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
-        write_atomically(tmp_path / "a", b"")
+        put(tmp_path / "a", b"")
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_another_is_writing_is_not(tmp_path):
@@ -163,7 +168,7 @@ def test_names_that_every_system_takes_are_taken(name, tmp_path):
 def test_a_name_with_room_to_grow_can_be_written_in_full(tmp_path):
     longest = "a" * (255 - files.UNFINISHED_BYTES - len(".mp4"))
     check_new_file(tmp_path / f"{longest}.mp4")
-    write_atomically(tmp_path / f"{longest}.mp4", b"")
+    put(tmp_path / f"{longest}.mp4", b"")
     with pytest.raises(ValueError, match="bytes"):
         check_new_file(tmp_path / f"{longest}a.mp4")
 

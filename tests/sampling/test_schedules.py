@@ -203,7 +203,9 @@ def test_a_device_without_float64_takes_the_same_steps_bit_for_bit(solver, dtype
         x = to_device(start_sample(dtype))
         state = SolverState(start=x)
         for velocity in velocities:
-            x, state = SOLVERS[solver](x, to_device(velocity), schedule, state)
+            there = to_device(velocity)
+            x, denoised, state = SOLVERS[solver](x, lambda at, _, there=there: there, schedule, state)
+            assert denoised.device == x.device == there.device
         return x
 
     with StandInDevice():

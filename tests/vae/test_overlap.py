@@ -1,11 +1,14 @@
-"""Decoding beside the sampling: the order of what a GPU is told, the same file, and nothing lost on the way."""
+"""Decoding beside the sampling: whole frames from a device that is late, the same file, and nothing lost on the way."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helios_core.cli import main
 from helios_core.media.reader import read_video
@@ -15,19 +18,19 @@ from helios_core.vae.side_stream import SideStream
 from tests import runs
 
 
-class FakeCuda:
-    """Stands for torch.cuda, and writes down what it is told. What runs on a stream is done when its event is waited
-    for: until then a copy that was started has not arrived."""
+class LateDevice:
+    """Stands for torch.cuda and its device: what is launched on a stream is done by a thread of the stream's own, a
+    little later, in order. Streams wait for each other only where they are told to, and so does the host."""
 
     def __init__(self):
-        self.log = []
-        self.current = "sampling"
+        self.sampling = LateStream()
+        self.current = self.sampling
 
     def Stream(self, device):
-        return FakeStream(self)
+        return LateStream()
 
     def Event(self):
-        return FakeEvent(self)
+        return LateEvent()
 
     def current_stream(self, device):
         return self.current
@@ -40,67 +43,97 @@ class FakeCuda:
         finally:
             self.current = before
 
+    def launch(self, work):
+        self.current.queue.submit(lambda: (time.sleep(0.02), work()))
 
-class FakeStream:
-    def __init__(self, cuda):
-        self.cuda = cuda
+
+class LateStream:
+    def __init__(self):
+        self.queue = ThreadPoolExecutor(1)
 
     def wait_event(self, event):
-        self.cuda.log.append(("side waits for", event.recorded_on))
+        self.queue.submit(event.reached.wait)
 
 
-class FakeEvent:
-    def __init__(self, cuda):
-        self.cuda, self.recorded_on = cuda, None
-
+class LateEvent:
     def record(self, stream):
-        self.recorded_on = "sampling" if stream == "sampling" else "side"
-        self.cuda.log.append(("record", self.recorded_on))
+        self.reached = threading.Event()
+        stream.queue.submit(self.reached.set)
 
     def synchronize(self):
-        self.cuda.log.append(("host waits for", self.recorded_on))
+        self.reached.wait()
 
 
-def test_the_stream_waits_for_the_weights_and_the_host_for_the_frames():
-    cuda = FakeCuda()
+class CopiesAreLaunched(TorchDispatchMode):
+    """While it is on, copies are done by the device, not by the host at once."""
+
+    def __init__(self, cuda):
+        super().__init__()
+        self.cuda = cuda
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.copy_.default:
+            return func(*args, **(kwargs or {}))
+        self.cuda.launch(lambda: func(*args, **(kwargs or {})))
+        return args[0]
+
+
+def test_frames_are_whole_and_made_of_whole_weights_however_late_the_device_is():
+    cuda = LateDevice()
+    weights = torch.full((3,), torch.nan)
+    for value in range(5):  # the last is what the weights are to be
+        cuda.launch(lambda value=value: weights.fill_(value))
     side = SideStream("cpu", cuda)
 
     def decode(latents):
-        cuda.log.append(("decode on", "side" if cuda.current != "sampling" else "sampling"))
-        return latents + 1
+        frames = torch.full((3,), torch.nan)
+        cuda.launch(lambda: torch.mul(latents, weights, out=frames))
+        return frames
 
-    assert torch.equal(side.around(decode)(torch.zeros(3)), torch.ones(3))
-    assert cuda.log == [
-        ("record", "sampling"),
-        ("side waits for", "sampling"),
-        ("decode on", "side"),
-        ("record", "side"),
-        ("host waits for", "side"),
-    ]
-    assert cuda.current == "sampling"
+    with CopiesAreLaunched(cuda):
+        frames = side.around(decode)(torch.tensor([1.0, 2.0, 3.0]))
+    assert frames.tolist() == [4, 8, 12]
+
+
+def test_sampling_does_not_wait_for_the_decoder():
+    cuda = LateDevice()
+    side, may_end = SideStream("cpu", cuda), threading.Event()
+    sampled = threading.Event()
+
+    def decode(latents):
+        cuda.launch(lambda: may_end.wait(60))
+        return latents
+
+    with ThreadPoolExecutor(1) as background:
+        frames = background.submit(side.decode, decode, torch.ones(2))
+        cuda.sampling.queue.submit(sampled.set)
+        assert sampled.wait(60)
+        assert not frames.done()
+        may_end.set()
+        assert torch.equal(frames.result(), torch.ones(2))
 
 
 def test_each_chunk_gets_frames_of_its_own():
-    side = SideStream("cpu", FakeCuda())
+    side = SideStream("cpu", LateDevice())
     first = side.decode(lambda latents: latents, torch.zeros(2))
     side.decode(lambda latents: latents, torch.ones(2))
     assert torch.equal(first, torch.zeros(2))
 
 
 def test_a_fault_of_the_decoder_comes_out_and_the_stream_is_left():
-    cuda = FakeCuda()
+    cuda = LateDevice()
     with pytest.raises(ZeroDivisionError):
         SideStream("cpu", cuda).decode(lambda latents: 1 / 0, torch.zeros(2))
-    assert cuda.current == "sampling"
+    assert cuda.current is cuda.sampling
 
 
 def test_latents_on_a_device_are_refused():
     with pytest.raises(ValueError, match="are on meta; hand them in on the CPU"):
-        SideStream("cpu", FakeCuda()).decode(lambda latents: latents, torch.zeros(2, device="meta"))
+        SideStream("cpu", LateDevice()).decode(lambda latents: latents, torch.zeros(2, device="meta"))
 
 
 def overlapped(decode=runs.decode):
-    return {"decode": SideStream("cpu", FakeCuda()).around(decode), "decode_in_background": True}
+    return {"decode": SideStream("cpu", LateDevice()).around(decode), "decode_in_background": True}
 
 
 def test_an_overlapped_run_writes_the_same_file(tmp_path):

@@ -12,7 +12,7 @@ from helios_core.checkpoint.checkpoint import CheckpointError
 from helios_core.demo.model import VAE_FILE
 from helios_core.report.cost import vae_bytes
 from helios_core.vae.codec import WanCodec
-from helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, Past, WanVAE
+from helios_core.vae.wan_vae import DECODER_DTYPES, Convolution, Decoding, Past, WanVAE
 from helios_core.vae.wan_vae_file import load_wan_vae
 from tests.live_tensors import LivePeak
 
@@ -59,6 +59,30 @@ def test_a_clip_in_pieces_gives_what_it_gives_at_once(ours, latents, piece):
     with torch.no_grad():
         torch.testing.assert_close(pieces.decode(latents), ours.decode(latents), atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(pieces.encode(pixels), ours.encode(pixels), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 6, 64, 64), (2, 8, 3, 8, 8), (1, 64, 5, 80, 8)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format], ids=str)
+def test_a_convolution_is_torchs_below_and_above_the_size_where_torch_turns_to_another_kernel(shape, kernel, layout):
+    torch.manual_seed(4)
+    stride = (2, 1, 1) if kernel == (3, 1, 1) else 1
+    ours = Convolution(shape[1], 5, kernel, stride=stride, padding=(0, kernel[1] // 2, kernel[2] // 2))
+    x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    expected = torch.nn.functional.conv3d(
+        x.double(), ours.weight.double(), ours.bias.double(), ours.stride, ours.padding
+    )
+    out = ours(x)
+    assert torch.equal(out, ours(x))
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    wanted = (x, ours.weight, ours.bias)
+    downstream = torch.randn_like(out)
+    for grad, true in zip(
+        torch.autograd.grad(out, wanted, downstream),
+        torch.autograd.grad(expected, wanted, downstream.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, true, atol=1e-3, rtol=1e-4)
 
 
 def test_noise_makes_a_sample_of_the_posterior_as_the_reference_does(ours, reference):

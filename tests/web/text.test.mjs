@@ -17,11 +17,12 @@ for (const { name, text, frame_rate: frameRate = 24, segments, num_chunks: end, 
     test(`text means what the shared cases say: ${name}`, () => {
         const document = parseSchedule(text, frameRate);
         if (segments) {
-            const found = document.segments.map(({ start, prompt, blend, shape, seed, guidance, anchor }) => ({
+            const found = document.segments.map(({ start, prompt, blend, shape, seed, guidance, anchor, lora }) => ({
                 start, prompt, blend, shape, seed: seed === null ? null : Number(seed), guidance, anchor,
+                loras: lora && Object.fromEntries(lora.map(({ name, strength }) => [name, strength])),
             }));
             const wanted = segments.map(({ guidance_scale: guidance = null, ...given }) => ({
-                blend: null, shape: null, seed: null, anchor: null, ...given, guidance,
+                blend: null, shape: null, seed: null, anchor: null, loras: null, ...given, guidance,
             }));
             assert.deepEqual(found, wanted);
             assert.equal(document.end?.start, end);
@@ -71,6 +72,6 @@ test("a line of 100 kB is read in a moment, and an error about one is short", ()
 test("a prompt typed in a field becomes one that the text can hold", () => {
     const prompt = cleanPrompt(" a fox\u0000\r\n\t# in the snow \n\n chunk 3: \n\n");
     assert.equal(prompt, "a fox\n# in the snow\n\nchunk 3:");
-    const segment = { start: 0, unit: "s", prompt, blend: null, shape: null, seed: null, guidance: null, anchor: null };
+    const segment = { start: 0, unit: "s", prompt, blend: null, shape: null, seed: null, guidance: null, anchor: null, lora: null };
     assert.equal(parseSchedule(formatSegment(segment, 24)).segments[0].prompt, prompt);
 });

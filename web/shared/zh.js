@@ -21,6 +21,10 @@ export const ZH = {
     "seed": "种子",
     "guidance": "引导强度",
     "anchor": "锚点",
+    "LoRAs": "LoRA",
+    "none": "无",
+    "LoRAs of this segment with their strengths, with commas: snow.safetensors 0.8, rain.safetensors 0.5":
+        "本片段的 LoRA 及其强度,用逗号分隔:snow.safetensors 0.8, rain.safetensors 0.5",
     "default": "默认",
     "no picture": "无图片",
     "Chunks that the change to this prompt takes; empty: as set in the node": "切换到此提示词所用的分块数；留空：使用节点的设置",

@@ -1,5 +1,5 @@
 // What the strip of chunks knows and does, as pure functions. A run is the payload of the server's "helios.run" event
-// and is kept up to date by "helios.chunk" (nodes/chunk_strip.py has both).
+// and is kept up to date by "helios.chunk" (nodes/host/chunk_strip.py has both).
 
 import { plain } from "../shared/typed.js";
 import { inEnglish } from "../shared/words.js";

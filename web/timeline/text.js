@@ -20,7 +20,8 @@ const BARE_NUMBER = /^[0-9]{1,30}(?:\.[0-9]{1,30})?$/;
 const TIME_UNIT = /[ \t]+(?:s|secs?|seconds?)(?=[ \t:]|$)/iy;
 const CLOCK = /[ \t]*([0-9]{1,4}):([0-5][0-9])(?::([0-5][0-9]))?(\.[0-9]{1,9})?(?=[ \t:]|$)/y;
 const PLAIN_NAME = /^[A-Za-z0-9._/-]+$/;
-const OPTIONS = ["blend", ...SHAPES, "seed", "guidance", "anchor"];
+const OPTIONS = ["blend", ...SHAPES, "seed", "guidance", "anchor", "lora"];
+const MAX_LORA_STRENGTH = 100;
 const FORBIDDEN = /[\0-\x08\x0A-\x1F\x7F]|\p{Cs}/u;
 
 /** Whether a text is a schedule's JSON form, which begins with a brace. */
@@ -40,8 +41,8 @@ export class ScheduleError extends Error {
 
 /**
  * Read the text form. Returns {segments, end, tail}:
- * a segment is {start, prompt, blend, shape, seed, guidance, anchor, unit, lead, source}, with null for what is not
- * given, `seed` a BigInt, `unit` ("s" or "chunk") how its start was typed, `lead` the comment and empty lines before
+ * a segment is {start, prompt, blend, shape, seed, guidance, anchor, lora, unit, lead, source}, with null for what is not
+ * given, `seed` a BigInt, `lora` a list of {name, strength}, `unit` ("s" or "chunk") how its start was typed, `lead` the comment and empty lines before
  * it and `source` its own lines; `end` is null or {start, unit, lead, source}; `tail` are the lines after the last.
  * Throws ScheduleError.
  */
@@ -133,10 +134,18 @@ export function formatSegment(segment, frameRate) {
     if (segment.shape !== null) words.push(segment.shape);
     if (segment.seed !== null) words.push(`seed ${segment.seed}`);
     if (segment.guidance !== null) words.push(`guidance ${segment.guidance}`);
-    if (segment.anchor !== null) {
-        words.push(PLAIN_NAME.test(segment.anchor) ? `anchor ${segment.anchor}` : `anchor "${segment.anchor}"`);
-    }
+    if (segment.anchor !== null) words.push(`anchor ${quoted(segment.anchor)}`);
+    for (const { name, strength } of segment.lora ?? []) words.push(`lora ${quoted(name)} ${strength}`);
     return `${words.join(" ")}: ${segment.prompt.replaceAll("\n", "\n    ")}`;
+}
+
+function quoted(name) {
+    return PLAIN_NAME.test(name) ? name : `"${name}"`;
+}
+
+/** The LoRAs of a segment as they stand in a field: "snow.safetensors 0.8, rain.safetensors 1". */
+export function loraText(loras) {
+    return (loras ?? []).map(({ name, strength }) => `${quoted(name)} ${strength}`).join(", ");
 }
 
 /** What is wrong with an option's value, or "". `value` is text as typed in a field. */
@@ -157,6 +166,7 @@ export function readOption(name, token) {
         }
         return token;
     }
+    if (name === "lora") return readLoras(token);
     if (name === "guidance") {
         if (!NUMBER.test(token)) throw new Error(`guidance is ${excerpt(token)}; it must be a number`);
         const value = Number(token);
@@ -177,6 +187,30 @@ export function readOption(name, token) {
         throw new Error(`blend is ${value}; it must be a whole number of chunks from 0 to ${MAX_BLEND}`);
     }
     return Number(value);
+}
+
+/** What `loraText` gives, as a list of {name, strength}; a strength may be left out. */
+function readLoras(text) {
+    const loras = [];
+    for (const part of text.split(",")) {
+        const [, inQuotes, plain, strength] = /^\s*(?:"([^"]+)"|([^\s"]+))(?:\s+(\S+))?\s*$/u.exec(part) ?? [];
+        const name = inQuotes ?? plain;
+        if (name === undefined) throw new Error(`lora is ${excerpt(part.trim())}; write a file name and a strength, as in snow.safetensors 0.8`);
+        addLora(loras, name, strength ?? "1");
+    }
+    return loras;
+}
+
+function addLora(loras, name, token) {
+    if (loras.some((lora) => lora.name === name)) throw new Error(`the LoRA ${JSON.stringify(name)} is given twice`);
+    if (!NUMBER.test(token)) throw new Error(`the LoRA's strength is ${excerpt(token)}; it must be a number`);
+    loras.push({ name, strength: checkStrength(Number(token)) });
+}
+
+function checkStrength(value) {
+    if (Math.abs(value) <= MAX_LORA_STRENGTH) return value;
+    const range = `from -${MAX_LORA_STRENGTH} to ${MAX_LORA_STRENGTH}`;
+    throw new Error(`the LoRA's strength is ${value}; it must be a number ${range}`);
 }
 
 function formatStart({ start, unit }, frameRate) {
@@ -248,12 +282,17 @@ class Line {
         if (elsewhere.length) this.fail(1, inTheirPlace(elsewhere));
         const { start, unit } = this.time('a start such as "5s" or "chunk 4"');
         this.at(1, () => checkOrder(previous?.start ?? null, start));
-        const segment = { start, unit, blend: null, shape: null, seed: null, guidance: null, anchor: null };
+        const segment = { start, unit, blend: null, shape: null, seed: null, guidance: null, anchor: null, lora: null };
         let token;
         while ((token = this.next()) !== ":" || this.quoted) {
             const typed = token;
             token = token?.toLowerCase() ?? "";
             if (!OPTIONS.includes(token) || this.quoted) this.expect(`${OPTIONS.join(", ")} or ":"`, typed);
+            if (token === "lora") {
+                segment.lora ??= [];
+                this.lora(segment.lora);
+                continue;
+            }
             const name = SHAPES.includes(token) ? "shape" : token;
             if (segment[name] !== null) {
                 this.fail(this.column, `${name === "shape" ? "the blend shape" : token} is given twice`);
@@ -305,6 +344,22 @@ class Line {
     seconds(column, value) {
         const start = nearestChunk(Math.min(value, 1e12), this.frameRate);
         return this.at(column, () => ({ start: checkStart(BigInt(start)), unit: "s" }));
+    }
+
+    /** The name of a LoRA and, if a number follows, its strength. */
+    lora(loras) {
+        const name = this.next();
+        const column = this.column;
+        if (name === null || (name === ":" && !this.quoted)) this.expect('the name of a file after "lora"', name);
+        if (loras.some((lora) => lora.name === name)) this.fail(column, `the LoRA ${JSON.stringify(name)} is given twice`);
+        const before = this.position;
+        const token = this.next();
+        if (token === null || this.quoted || !NUMBER.test(token)) {
+            this.position = before;
+            loras.push({ name, strength: 1 });
+            return;
+        }
+        loras.push({ name, strength: this.at(this.column, () => checkStrength(Number(token))) });
     }
 
     option(name) {

@@ -6,7 +6,7 @@ import { inEnglish } from "../shared/words.js";
 import * as model from "./model.js";
 import { CSS, HUES } from "./style.js";
 import {
-    chunkSeconds, formatSchedule, isJson, optionFault, parseSchedule, readOption, ScheduleError, SHAPES,
+    chunkSeconds, formatSchedule, isJson, loraText, optionFault, parseSchedule, readOption, ScheduleError, SHAPES,
 } from "./text.js";
 
 const KEYS =
@@ -19,6 +19,10 @@ const fieldsIn = (t) => [
     [
         "anchor", t("anchor"), t("no picture"),
         t("Name of a picture in the input folder that the video is anchored on from here"),
+    ],
+    [
+        "lora", t("LoRAs"), t("none"),
+        t("LoRAs of this segment with their strengths, with commas: snow.safetensors 0.8, rain.safetensors 0.5"),
     ],
 ];
 const SECONDS_BETWEEN_TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
@@ -232,6 +236,7 @@ export class Timeline {
             segment.seed !== null && `${this.t("seed")} ${segment.seed}`,
             segment.guidance !== null && `${this.t("guidance")} ${segment.guidance}`,
             segment.anchor !== null && this.t("anchor"),
+            segment.lora !== null && this.t("LoRAs"),
         ].filter(Boolean);
         block.append(make("div", { className: "marks", textContent: marks.join(" · ") }));
         if (index > 0) block.append(make("div", { className: "grip left" }));
@@ -259,7 +264,9 @@ export class Timeline {
         if (!segment) return;
         const active = this.element.ownerDocument.activeElement;
         const values = [[this.promptField, segment.prompt], [this.shapeField, segment.shape ?? ""]];
-        for (const [name, field] of this.fields) values.push([field, String(segment[name] ?? "")]);
+        for (const [name, field] of this.fields) {
+            values.push([field, name === "lora" ? loraText(segment.lora) : String(segment[name] ?? "")]);
+        }
         for (const [field, value] of values) {
             if (field !== active && field.value !== value) field.value = value;
             if (field !== active) field.removeAttribute("aria-invalid");
@@ -408,11 +415,12 @@ export class Timeline {
         if (!this.drag) return;
         const { document, index } = this.drag;
         this.cancelDrag();
+        const moved = document !== this.document;
         this.commit(document);
         this.announce();
         // The page's own dblclick never comes: the block that was pressed has been drawn anew since.
-        const isSecond = this.click?.index === index && event.timeStamp - this.click.time < DOUBLE_CLICK_MS;
-        this.click = { index, time: event.timeStamp };
+        const isSecond = !moved && this.click?.index === index && event.timeStamp - this.click.time < DOUBLE_CLICK_MS;
+        this.click = moved ? null : { index, time: event.timeStamp };
         if (isSecond) this.promptField.focus();
     }
 

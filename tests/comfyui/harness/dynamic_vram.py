@@ -1,4 +1,4 @@
-"""ComfyUI's dynamic VRAM on a CPU: its own patcher, loading, casts and prefetch, over a stand-in for comfy-aimdo's driver.
+"""ComfyUI's dynamic VRAM on a CPU: its own patcher, loading, casts and prefetch over a stand-in for the driver.
 
 The stand-in device is `cpu:0`, as torch tells that from the `cpu` that tensors say they are on. Its memory is a
 buffer a layer, which `capacity` limits: a layer beyond it is brought each time it is used.
@@ -6,6 +6,7 @@ buffer a layer, which `capacity` limits: a layer beyond it is brought each time 
 
 import contextlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ class Memory:
     """Takes the place of ModelVBAR: each allocation is a buffer, resident from its first fault on, if there is room."""
 
     capacity = 2**40
-    faults: list = []
+    faults: ClassVar[list[tuple]] = []
 
     def __init__(self, size: int, device: int) -> None:
         self.buffers: list[torch.Tensor] = []
@@ -62,6 +63,7 @@ def dynamic_vram(capacity: int = 2**40) -> Iterator[type[Memory]]:
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
+    import comfy.model_prefetch
     import comfy.ops
     import comfy_aimdo.control
     import comfy_aimdo.host_buffer
@@ -71,7 +73,7 @@ def dynamic_vram(capacity: int = 2**40) -> Iterator[type[Memory]]:
     management = comfy.model_management
     comfy_aimdo.control.init()
     Memory.capacity, Memory.faults = capacity, []
-    cast = comfy.ops.cast_bias_weight
+    cast, make_queue = comfy.ops.cast_bias_weight, comfy.model_prefetch.make_prefetch_queue
 
     def cast_from_device(layer, input=None, dtype=None, device=None, *rest, **options):
         device = input.device if device is None else device
@@ -86,6 +88,9 @@ def dynamic_vram(capacity: int = 2**40) -> Iterator[type[Memory]]:
         patch.setattr(management, "NUM_STREAMS", 1)
         patch.setattr(management, "get_offload_stream", lambda device: None)
         patch.setattr(comfy.ops, "cast_bias_weight", cast_from_device)
+        patch.setattr(
+            comfy.model_prefetch, "make_prefetch_queue", lambda queue, _, *rest: make_queue(queue, DEVICE, *rest)
+        )
         patch.setattr(comfy_aimdo.host_buffer, "HostBuffer", PinnedMemory)
         patch.setattr(comfy_aimdo.model_vbar, "ModelVBAR", Memory)
         patch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda place: place[0].fault(*place[1:]))

@@ -61,7 +61,7 @@ class Server:
         self.run_seconds = run_seconds
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = home.root / "server.log"
+        self.log = home.root / f"server_{self.port}.log"
 
     def __enter__(self) -> "Server":
         self.start()

@@ -45,13 +45,13 @@ import folder_paths
 from PIL import Image
 from server import PromptServer
 
-from ..helios_core.geometry import FRAMES_PER_CHUNK
-from ..helios_core.media.reader import stream_video
-from ..helios_core.run.job import ChunkDone, LongVideo
-from ..helios_core.run.run_folder import RunFolder
-from ..helios_core.sampling.hooks import Hooks, StepDone
-from .host.graph_metadata import finite
-from .host.strip_file import StripFile
+from ...helios_core.geometry import FRAMES_PER_CHUNK
+from ...helios_core.media.reader import stream_video
+from ...helios_core.run.job import ChunkDone, LongVideo
+from ...helios_core.run.run_folder import RunFolder
+from ...helios_core.sampling.hooks import Hooks, StepDone
+from .graph_metadata import finite
+from .strip_file import StripFile
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def make_thumbnail(segment: Path) -> str:
 def upstream_inputs(prompt: Mapping[str, Any], node_id: str | None) -> dict[str, dict[str, Any]]:
     """{node id: {input: value}} of a node of an API graph and of all nodes that it depends on, without the wires."""
     found: dict[str, dict[str, Any]] = {}
-    ahead = [node_id]
+    ahead = [] if node_id is None else [node_id]
     while ahead:
         at = ahead.pop()
         if at in found or at not in prompt:
