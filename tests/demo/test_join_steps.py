@@ -2,8 +2,8 @@
 
 The margins are stated for the demo model, whose joins are measured to step up to 9 of 255 more in the mean pixel and,
 in one channel of the mean colour, mostly 3 to 6 more than the largest step inside (4 and 3); the first join of the
-scene that is made here from words steps 16 more. That can be seen. A flash to black or white, a repeated frame or a colour cast of the
-decoder would lie outside.
+scene that is made here from words steps 16 more. That can be seen. A flash to black or white, a repeated frame or a
+colour cast of the decoder would lie outside.
 """
 
 import pytest
