@@ -6,6 +6,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.geometry import check_num_chunks
 from ..helios_core.sampling.loop import make_chunks
 from ..helios_core.sampling.noise import NOISE_SOURCES, noise_source
 from ..helios_core.sampling.plan import Past
@@ -109,6 +110,7 @@ class HeliosChunkSampler(io.ComfyNode):
         settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
         codec = "" if vae is None else vae_identity(vae, wire_identity(cls.hidden, "vae"))
         script, device = prompt_schedule(positive, cls.hidden), model.load_device
+        check_num_chunks(chunks)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         plans = ScriptedPlans(
             script.to(device),
