@@ -18,19 +18,19 @@ def size_multiple(num_stages: int, patch_size: tuple[int, int, int] = (1, 2, 2))
     return VAE_SPATIAL_STRIDE * patch_size[1] * 2 ** (num_stages - 1)
 
 
-def check_num_chunks(num_chunks: int) -> None:
+def check_num_chunks(num_chunks: float) -> None:
     """Raise ValueError for a length that cannot be made."""
-    if num_chunks < 1:
+    if not num_chunks > 0:
         raise ValueError(f"number of chunks is {num_chunks}; at least 1 is needed (a chunk is 33 frames)")
     if num_chunks > MAX_CHUNKS:
-        raise ValueError(f"number of chunks is {num_chunks}; at most {MAX_CHUNKS} (38 hours) are made in one run")
+        raise ValueError(f"number of chunks is {num_chunks:.12g}; at most {MAX_CHUNKS} (38 hours) are made in one run")
 
 
 def check_size(width: int, height: int, num_stages: int) -> None:
     """Raise ValueError, naming the nearest sizes that work, unless the pyramid fits width and height (pixels)."""
     multiple = size_multiple(num_stages)
     for name, value in (("width", width), ("height", height)):
-        if value > MAX_SIDE:
+        if not value <= MAX_SIDE:
             raise ValueError(f"{name} {value} is too large; at most {MAX_SIDE} pixels (Helios was trained at 640x384)")
         if value < multiple or value % multiple:
             below = max(multiple, value // multiple * multiple)

@@ -166,6 +166,7 @@ class HeliosVideoCombine(io.ComfyNode):
         sound = choose_sound(audio, source_video, audio_start)
         kept = allocate_images(num_frames, height, width) if return_images and images is None else None
 
+        pix_fmt = pix_fmt or "auto"
         stored = chosen.pixel_formats[0] if pix_fmt == "auto" else pix_fmt
         size, (width, height) = (width, height), storable_size(stored, width, height)
         if size != (width, height):

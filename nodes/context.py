@@ -7,7 +7,7 @@ from functools import partial
 from comfy_api.latest import io
 
 from ..helios_core.fingerprint import fingerprint
-from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, check_size, size_multiple
+from ..helios_core.geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK, MAX_SIDE, check_size, size_multiple
 from ..helios_core.media.reader import HDR_ADVICE, hdr_kind
 from ..helios_core.memory.config import MemoryConfig
 from ..helios_core.sampling.conditioning import encode_image, encode_video, image_memory, text_memory, video_memory
@@ -194,5 +194,7 @@ def size_advice(width: int, height: int) -> list[str]:
 def check_any_size(width: int, height: int) -> None:
     """Raise ValueError unless some variant can make this size; the nearest sizes it names are for all variants."""
     multiple = size_multiple(1)
+    if max(width, height) > MAX_SIDE:
+        check_size(width, height, num_stages=1)
     if min(width, height) < multiple or width % multiple or height % multiple:
         check_size(width, height, num_stages=3)

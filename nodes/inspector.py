@@ -19,7 +19,7 @@ from ..helios_core.report.memory_report import describe_memory, memory_strips
 from ..helios_core.sampling.settings import VARIANTS
 from .host.model import check_cancelled, helios_model
 from .host.vae import check_vae, decode_chunks
-from .host.video_wire import frames_in_parts
+from .host.video_wire import frames_in_parts, rgb
 from .wires import CATEGORY, HeliosMemoryType, check_chunk_latents
 
 
@@ -101,7 +101,7 @@ class HeliosDriftReport(io.ComfyNode):
             check_vae(vae)
             chunks = decode_chunks(vae, latents["samples"])
         elif images is not None:
-            chunks = iter(images.split(FRAMES_PER_CHUNK))
+            chunks = iter(rgb(images, "images").split(FRAMES_PER_CHUNK))
         else:
             frame_rate, chunks = frames_in_parts(video, FRAMES_PER_CHUNK)
         measured = measure(chunks)

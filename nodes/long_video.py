@@ -5,7 +5,7 @@ from functools import partial
 
 from comfy_api.latest import InputImpl, io, ui
 
-from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK
+from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_num_chunks
 from ..helios_core.media.segments import Encoding
 from ..helios_core.run.job import LongVideo
 from ..helios_core.run.long_video import make_video
@@ -173,7 +173,9 @@ class HeliosLongVideo(io.ComfyNode):
         settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
         memory = memory.to("cpu")
         if seconds:
+            check_num_chunks(seconds * frame_rate / FRAMES_PER_CHUNK)  # a link may bring any number
             chunks = math.ceil(seconds * frame_rate / FRAMES_PER_CHUNK)
+        check_num_chunks(chunks)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         codec = vae_identity(vae, wire_identity(cls.hidden, "vae"))
         script, device, noise = prompt_schedule(positive, cls.hidden), model.load_device, SeededNoise(seed)
@@ -235,7 +237,9 @@ def parse_rerolls(text: str, chunks: range | None = None) -> dict[int, int]:
     for part in filter(None, (part.strip() for part in plain(text).split(","))):
         chunk, _, seed = (piece.strip() for piece in part.partition(":"))
         if not (chunk.isdecimal() and seed.isdecimal()):
-            raise ValueError(f"reroll {part!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas")
+            raise ValueError(
+                f"reroll {part[:80]!r} must be chunk:seed, two whole numbers, as in 3:77; several with commas"
+            )
         rerolls[int(chunk)] = int(seed)
     outside = [chunk for chunk in rerolls if chunks is not None and chunk not in chunks]
     if outside:

@@ -6,6 +6,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.geometry import check_num_chunks
 from ..helios_core.sampling.loop import make_chunks
 from ..helios_core.sampling.noise import NOISE_SOURCES, noise_source
 from ..helios_core.sampling.plan import Past
@@ -109,6 +110,7 @@ class HeliosChunkSampler(io.ComfyNode):
         settings = model_settings(model).overridden(steps, guidance_scale, amplify_first_chunk)
         codec = "" if vae is None else vae_identity(vae, wire_identity(cls.hidden, "vae"))
         script, device = prompt_schedule(positive, cls.hidden), model.load_device
+        check_num_chunks(chunks)
         span = range(memory.chunk_index, memory.chunk_index + chunks)
         plans = ScriptedPlans(
             script.to(device),
@@ -131,14 +133,14 @@ class HeliosChunkSampler(io.ComfyNode):
         past = Past(run.chunks[-1][1] if run.chunks else memory)
         planned = [script.settings_for(chunk, settings) for chunk in span]
         with sampling_run(model, memory, planned, cls.hidden.unique_id, script.loras.values()) as sampling:
-            for chunk in make_chunks(
+            for made in make_chunks(
                 sampling.load,
                 past,
                 map(plans, span[len(run.chunks) :]),
                 hooks=sampling.hooks,
                 identity=identity,
             ):
-                run.chunks.append((chunk.latents.to(comfy.model_management.intermediate_device()), chunk.past.memory))
+                run.chunks.append((made.latents.to(comfy.model_management.intermediate_device()), made.past.memory))
         helios.unfinished_run = None
         latents = torch.cat([latents for latents, _ in run.chunks])
         return io.NodeOutput({"samples": helios.process_latent_out(latents)}, run.chunks[-1][1])

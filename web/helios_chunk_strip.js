@@ -124,12 +124,13 @@ function addBranch(node, values) {
     rewind.connect(0, copy, copy.inputs.findIndex(({ name }) => name === "memory"));
 }
 
-/** Show the latest run of each node that shows none: from this page, or from ComfyUI's history. */
+/** Show the latest run of each node that shows none: from this page, the run's folder, or ComfyUI's history. */
 async function restore() {
     for (const [node, strip] of strips) {
         const run = latest.get(keyOf(node));
         if (run && !strip.run) strip.showRun(run);
     }
+    await Promise.all([...strips].map(([node, strip]) => strip.run || restoreFromDisk(node, strip)));
     if (![...strips.values()].some((strip) => !strip.run)) return;
     const response = await api.fetchApi(`/history?max_items=${REMEMBERED}`);
     if (!response.ok) return console.warn(`Helios chunk strip: the history gave ${response.status}`);
@@ -138,6 +139,19 @@ async function restore() {
             const run = outputs?.[node.id]?.helios_run?.[0];
             if (run && !strip.run && key(node.id, run.run_name) === keyOf(node)) strip.showRun(run);
         }
+    }
+}
+
+/** Cancelled runs, and all after ComfyUI was started again, are in no history. */
+async function restoreFromDisk(node, strip) {
+    const name = String(find(node, "run_name")?.value ?? "").trim();
+    const response = await api.fetchApi(`/helios/strip?${new URLSearchParams({ run_name: name })}`);
+    if (!response.ok) return console.warn(`Helios chunk strip: its run's folder gave ${response.status}`);
+    const run = await response.json();
+    // News that came meanwhile begins a run by itself, with less to show than what is on disk.
+    if (run && run.node === String(node.id) && (!strip.run || strip.run.inputs === null)) {
+        strip.showRun(run);
+        latest.set(keyOf(node), strip.run);
     }
 }
 

@@ -237,7 +237,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
         steps = ()
     if not steps or not all(1 <= number <= 1000 for number in steps):
         raise ValueError(
-            f"steps {text!r} must be whole numbers from 1 to 1000 separated by commas, one for each pyramid stage: "
-            "2,2,2 for three stages, 50 for Base"
+            f"steps {text[:80]!r} must be whole numbers from 1 to 1000 separated by commas, one for each pyramid "
+            "stage: 2,2,2 for three stages, 50 for Base"
         )
     return steps

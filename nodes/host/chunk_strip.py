@@ -51,6 +51,7 @@ from ...helios_core.run.job import ChunkDone, LongVideo
 from ...helios_core.run.run_folder import RunFolder
 from ...helios_core.sampling.hooks import Hooks, StepDone
 from .graph_metadata import finite
+from .strip_file import StripFile
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class ChunkStrip:
         self.inputs = upstream_inputs(prompt or {}, node_id)
         self.chunks = {chunk: self._queued(chunk, video) for chunk in video.chunks}
         self.thumbnails = Thumbnails(self._show_thumbnail)
+        self.file = StripFile(folder.path, self.about | {"inputs": self.inputs})
 
     def _queued(self, chunk: int, video: LongVideo) -> dict[str, Any]:
         num_frames = (chunk + 1 - video.chunks.start) * FRAMES_PER_CHUNK
@@ -101,6 +103,7 @@ class ChunkStrip:
         for chunk, known in self.chunks.items():
             if known["state"] == "running":
                 self._tell(chunk, state="stopped")
+        self.file.end()
 
     def run(self) -> dict[str, Any]:
         """The payload of "helios.run" as things are now."""
@@ -132,6 +135,7 @@ class ChunkStrip:
     def _tell(self, chunk: int, **news: Any) -> None:
         self.chunks[chunk] = self.chunks[chunk] | news
         _send(CHUNK_EVENT, self.chunks[chunk])
+        self.file.add({"chunk": chunk, **news})
 
 
 class Thumbnails:

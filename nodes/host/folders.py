@@ -65,13 +65,13 @@ def _place(prefix: str, suffix_bytes: int) -> str:
     root = folder_paths.get_output_directory()
     plain = visible(prefix).strip().replace("\\", "/")
     whole = os.path.normpath(os.path.join(root, plain))
+    if not plain or plain.endswith("/") or os.path.normpath(root) == whole:
+        raise ValueError(f"filename_prefix {prefix[:120]!r} names no file; end it with a name's beginning: x/video")
     if not _is_inside(root, os.path.dirname(whole)):
         raise ValueError(
             f"filename_prefix {prefix[:120]!r} leads out of ComfyUI's output folder ({root}), and ComfyUI writes "
             "nothing elsewhere; give a name or a folder below it, or start ComfyUI with --output-directory"
         )
-    if not plain or plain.endswith("/") or os.path.normpath(root) == whole:
-        raise ValueError(f"filename_prefix {prefix!r} names no file; end it with how its name begins, as in x/video")
     relative = Path(os.path.relpath(whole, root))
     for part in relative.parts[:-1]:
         check_file_name(part)
@@ -127,7 +127,7 @@ def _files_below(root: str, suffix: str) -> list[str]:
 
 def memory_path(name: str) -> Path:
     """Path of a memory file as `list_memories` names it. Raises ValueError for any other name."""
-    place, _, rest = name.partition("/")
+    place, _, rest = str(name).partition("/")
     root = _memory_roots().get(place)
     is_plain = rest.endswith(MEMORY_SUFFIX) and "\\" not in rest and not {"", ".", ".."} & set(rest.split("/"))
     path = root / rest if root is not None and is_plain and "\0" not in rest else None

@@ -241,3 +241,36 @@ def test_the_strip_knows_of_each_input_of_the_node_which_chunks_a_change_of_it_c
     for_all_chunks = set(json.loads(re.search(r"FOR_ALL_CHUNKS = (\[.*?\]);", script, re.DOTALL)[1]))
     by_chunk, length, for_no_chunk = {"seed", "reroll"}, {"chunks", "seconds"}, {"filename_prefix", "overlap_vae"}
     assert widgets == for_all_chunks | by_chunk | length | for_no_chunk
+
+
+def test_a_strip_that_a_killed_server_left_is_read_from_disk(comfyui, tmp_path):
+    import os
+    import sys
+
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.strip_file")]
+    about = {"node": "7", "run_name": "x", "take": 0, "first_chunk": 3, "num_chunks": 3, "inputs": {"7": {"seed": 1}}}
+    file = module.StripFile(tmp_path, about)
+    assert module.read_strip(tmp_path) is None
+    file.add({**about, "chunk": 3, "state": "running"})
+    file.add({**about, "chunk": 3, "state": "done", "filename": "a.mp4"})
+    file.add({**about, "chunk": 4, "state": "running"})
+    with (tmp_path / "strip.jsonl").open("a") as stream:
+        stream.write('{"chunk": 4, "sta')
+    run = module.read_strip(tmp_path)
+    assert {key: run[key] for key in about} == about
+    assert [(chunk["chunk"], chunk["state"]) for chunk in run["chunks"]] == [(3, "done"), (4, "running"), (5, "queued")]
+    assert run["chunks"][0]["filename"] == "a.mp4"
+    os.utime(tmp_path / "strip.jsonl", (1, 1))  # written before this server was started
+    assert [chunk["state"] for chunk in module.read_strip(tmp_path)["chunks"]] == ["done", "stopped", "queued"]
+
+
+NO_STRIPS = ["", "null", "[]\n3", '{"first_chunk": 0}', '{"first_chunk": 0, "num_chunks": "x"}', "\ud800"]
+
+
+@pytest.mark.parametrize("content", NO_STRIPS)
+def test_a_strip_file_of_anything_else_is_no_strip(comfyui, tmp_path, content):
+    import sys
+
+    (module,) = [m for name, m in sys.modules.items() if name.endswith("ComfyUI-Helios.nodes.host.strip_file")]
+    (tmp_path / "strip.jsonl").write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert module.read_strip(tmp_path) is None

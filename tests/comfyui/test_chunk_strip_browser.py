@@ -205,13 +205,21 @@ def test_a_branch_is_plain_nodes_and_makes_the_rest_of_the_video(strip, tmp_path
     strip.run()
     strip.tiles.nth(1).focus()
     strip.page.keyboard.press("b")
+    # The nodes' ids say nothing of their order: newer frontends give free numbers.
     nodes = strip.page.evaluate(
-        """() => app.graph._nodes.filter(n => ['HeliosRewindMemory', 'HeliosLongVideo'].includes(n.type))
-                .sort((a, b) => a.id - b.id).map(n =>
-            [n.widgets.filter(w => ['run_name', 'chunks', 'take', 'seconds'].includes(w.name)).map(w => w.value),
-             n.inputs.filter(i => i.link != null).map(i => i.name)])"""
+        """() => {
+            const rewind = app.graph._nodes.find(n => n.type === 'HeliosRewindMemory')
+            const goesOn = n => n.inputs.some((input, slot) => n.getInputNode(slot) === rewind)
+            const [copy, original] = app.graph._nodes.filter(n => n.type === 'HeliosLongVideo')
+                .sort((a, b) => goesOn(b) - goesOn(a))
+            return [original, rewind, copy].map(n =>
+                [n.widgets.filter(w => ['run_name', 'chunks', 'take', 'seconds'].includes(w.name)).map(w => w.value),
+                 n.inputs.filter(i => i.link != null).map(i => i.name),
+                 n.inputs.filter((input, slot) => n.getInputNode(slot) === rewind).map(i => i.name)])
+        }"""
     )
-    (original, linked), (rewind, _), (copy, copied) = nodes
+    (original, linked, _), (rewind, _, _), (copy, copied, rewound) = nodes
+    assert rewound == ["memory"]
     assert original == ["strip branch", 3, 0]
     assert rewind == ["strip branch", 2, 0]
     assert copy == ["strip branch", 1, 0]
@@ -352,3 +360,36 @@ def test_strip_and_timeline_speak_chinese_when_comfyui_does(open_page, tmp_path)
 
 def test_no_error_was_told_to_the_console(strip):
     assert [error for error in strip.harness.errors if "helios" in error.lower()] == []
+
+
+def reload(strip, workflow: dict) -> None:
+    strip.page.reload()
+    strip.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
+    strip.harness.open(workflow)
+    strip.show_node()
+
+
+def test_the_strip_comes_back_in_mid_run_after_a_cancelled_run_and_without_any_history(strip, server):
+    strip.open("strip lost")
+    strip.harness.set_widgets("HeliosLongVideo", {"chunks": 40, "steps": "8,8,8"})
+    workflow = strip.page.evaluate("() => app.graph.serialize()")
+    strip.page.evaluate("() => app.queuePrompt(0)")
+    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=60_000)
+
+    reload(strip, workflow)
+    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
+    assert len(strip.states) == 40
+    done = strip.states.count("done")
+    strip.page.wait_for_function(
+        "(done) => document.querySelectorAll('.helios-strip .tile.done').length > done", arg=done, timeout=30_000
+    )  # and goes on
+
+    server.interrupt()
+    strip.page.wait_for_function("() => !document.querySelector('.helios-strip .tile.running')", timeout=30_000)
+    server.post("/history", {"clear": True})
+    reload(strip, workflow)
+    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
+    assert strip.states.count("done") > done
+    assert "running" not in strip.states
+    strip.tiles.nth(0).click()
+    strip.page.wait_for_function("() => document.querySelector('.helios-strip video').readyState >= 2")
