@@ -44,7 +44,7 @@ from .processes import answer_of
 
 MOST_MEMORY, MOST_TIME = 1.02, 1.1
 EARLY = 100  # frames of the result
-ROUNDS = 5
+ROUNDS = 3
 
 
 def real_frames(num_frames: int, width: int, height: int) -> Iterator[torch.Tensor]:
@@ -99,8 +99,8 @@ def memory(num_frames: int) -> list[tuple[int, int]]:
     """Resident bytes at every tenth frame of the result: (frame, bytes)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with VideoWriter(folder / "clip.mp4", width=160, height=96) as writer:
-            for frame in real_frames(num_frames, 160, 96):
+        with VideoWriter(folder / "clip.mp4", width=96, height=64) as writer:
+            for frame in real_frames(num_frames, 96, 64):
                 writer.write(frame[None].float() / 255)
         bench = Bench(folder)
         upscale, interpolate = bench.models()
@@ -157,7 +157,7 @@ def borders(bench: Bench, num_frames: int) -> dict[str, float]:
     clip: as made (lossless) and in an h264 film; and of the same frames when the film is encoded in one."""
     formats, reader = bench.core("helios_core.media.formats"), bench.core("helios_core.media.reader")
     source, host = bench.core("helios_core.finish.source"), bench.core("nodes.host.finish")
-    frames = torch.stack(list(real_frames(num_frames, 160, 96))).float() / 255
+    frames = torch.stack(list(real_frames(num_frames, 96, 64))).float() / 255
     upscale, interpolate = bench.models()
     smooth = bench.call("FrameInterpolate", interp_model=interpolate, images=frames, multiplier=2)
     whole = bench.call("ImageUpscaleWithModel", upscale_model=upscale, image=smooth)
@@ -232,7 +232,7 @@ def main() -> int:
     samples = answer_of("benchmarks.finish", ["--memory", "--frames", str(options.frames)])
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
-        times, errors = upscaling(bench, 12), borders(bench, 150)
+        times, errors = upscaling(bench, 6), borders(bench, 80)
     lines, faults = report(samples, times, errors)
     text = "\n".join([facts(torch.device("cpu")), "", *lines, "", f"`{command_line('finish', sys.argv[1:])}`"])
     sys.stdout.write(text + "\n")
