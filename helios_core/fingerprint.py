@@ -67,6 +67,13 @@ def content_fingerprint(path: Path) -> str:
         return fingerprint(whole, *_tensor_pieces(stream, stream.seek(0, 2)))
 
 
+def folder_fingerprint(folder: Path) -> str:
+    """The files of a folder, without those below it, by name and `content_fingerprint`. Raises OSError when one cannot
+    be read; a folder that is not there is like an empty one."""
+    files = sorted(file for file in folder.glob("*") if file.is_file())
+    return fingerprint([[file.name, content_fingerprint(file)] for file in files])
+
+
 def _tensor_pieces(stream: BinaryIO, size: int) -> Iterator[bytes]:
     """The header of a safetensors file, and a piece from the middle of each tensor. Nothing of a damaged file: its
     spread pieces must do, and its reader will say what is wrong."""

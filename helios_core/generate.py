@@ -8,9 +8,11 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .fingerprint import fingerprint
 from .geometry import FRAMES_PER_CHUNK, check_num_chunks, check_size
 from .media.frames import from_pixels, resize_frames, to_pixels
 from .media.reader import Clip
@@ -28,7 +30,7 @@ from .sampling.conditioning import Encode, encode_image, encode_video, image_mem
 from .sampling.drift import AntiDrift
 from .sampling.hooks import Hooks
 from .sampling.loras import Lora, LorasOverTime
-from .sampling.noise import NoiseSource
+from .sampling.noise import NoiseSource, stream_state
 from .sampling.settings import SamplingSettings
 from .script.blending import EncodedSchedule
 from .script.plans import ScriptedPlans
@@ -106,9 +108,7 @@ class Job:
 
 def encoder(job: Job, codec: Codec) -> Encode:
     """frames (T, H, W, 3) uint8 of any size -> latents at the job's size."""
-    return lambda frames, key: codec.encode(
-        to_pixels(resize_frames(frames, job.width, job.height, job.resize)), key
-    )
+    return lambda frames, key: codec.encode(to_pixels(resize_frames(frames, job.width, job.height, job.resize)), key)
 
 
 def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
@@ -121,6 +121,25 @@ def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
         clip = job.video
         return video_memory(*encode_video(clip.frames, encode, first_frame=clip.first_frame[None]), noise)
     return text_memory(width=job.width, height=job.height)
+
+
+def identified(memory: HeliosMemory, job: Job, source: ModelSource, noise: NoiseSource) -> HeliosMemory:
+    """The first memory with what it was made from: not the values, which differ from machine to machine."""
+    if job.image is not None:
+        return replace(memory, identity=encoding_identity(job, source, noise, "image", job.image))
+    if job.video is not None:
+        clip = job.video
+        return replace(memory, identity=encoding_identity(job, source, noise, "video", clip.frames, clip.first_frame))
+    return memory
+
+
+def encoding_identity(job: Job, source: ModelSource, noise: NoiseSource, *what: Any) -> str:
+    """What the latents of pictures are made from; "" with noise that is drawn in order, so that they depend on more."""
+    if stream_state(noise) is not None:
+        return ""
+    return fingerprint(
+        *what, (job.width, job.height), job.resize, source.codec_fingerprint, type(noise).__name__, noise.seed
+    )
 
 
 def generate(
@@ -158,7 +177,14 @@ def generate(
     prompts = [segment.prompt for segment in directions.segments]
     texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
     rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
-    script = EncodedSchedule(directions, tuple(rows[prompt] for prompt in prompts), job.pictures, loras=job.loras)
+    identities = {text: fingerprint(source.text_fingerprint, text) for text in texts}
+    script = EncodedSchedule(
+        directions,
+        tuple(rows[prompt] for prompt in prompts),
+        job.pictures,
+        loras=job.loras,
+        identities=tuple(identities[prompt] for prompt in prompts),
+    )
     decoding = decoding or Decoding()
     codec = source.load_codec(decoding)
     encode = encoder(job, codec)
@@ -168,11 +194,16 @@ def generate(
         settings,
         noise,
         negative_rows=rows[job.negative_prompt] if script.is_guided(job.chunks, settings) else None,
+        negative_identity=identities[job.negative_prompt],
         anchors={chunk: encode(picture[None], ("anchor", chunk)) for chunk, picture in pictures.items()},
+        anchor_identities={
+            chunk: encoding_identity(job, source, noise, "anchor", chunk, picture)
+            for chunk, picture in pictures.items()
+        },
         rerolls=job.rerolls,
     )
     video = LongVideo(
-        memory=first_memory(job, encode, noise),
+        memory=identified(first_memory(job, encode, noise), job, source, noise),
         num_chunks=job.num_chunks,
         plan=plans,
         noise=noise,

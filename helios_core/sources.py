@@ -9,7 +9,7 @@ import torch
 
 from .checkpoint.checkpoint import open_checkpoint
 from .checkpoint.loading import load_transformer
-from .fingerprint import file_fingerprint, fingerprint
+from .fingerprint import file_fingerprint, fingerprint, folder_fingerprint
 from .model.transformer import HeliosTransformer
 from .options.fp8 import check_fp8_products, fp8_linear
 from .sampling.noise import Key, NoiseSource
@@ -17,6 +17,7 @@ from .sampling.settings import VARIANTS, SamplingSettings
 from .script.text_encoder import umt5_rows
 from .vae.codec import Codec, WanCodec
 from .vae.wan_vae import Decoding
+from .vae.wan_vae_file import vae_folder
 
 
 class ModelSource(Protocol):
@@ -31,6 +32,14 @@ class ModelSource(Protocol):
     @property
     def fingerprint(self) -> str:
         """Tells this model from others, as `fingerprint` does; without loading it."""
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Tells the text encoder from others, likewise."""
+
+    @property
+    def codec_fingerprint(self) -> str:
+        """Tells the encoding of pictures from others, likewise."""
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         """Text encoder rows (1, L, text_dim) of each prompt."""
@@ -79,6 +88,16 @@ class PublishedModel:
         files = sorted({entry.file for entry in self.checkpoint.tensors.values()})
         numbers = [str(self.dtype), "fp8 products"] if self.fp8_matmul else [str(self.dtype)]
         return fingerprint([file_fingerprint(file) for file in files], *numbers)
+
+    @property
+    def text_fingerprint(self) -> str:
+        folders = (self.folder / "tokenizer", self.folder / "text_encoder")
+        return fingerprint(str(self.dtype), *(folder_fingerprint(folder) for folder in folders))
+
+    @property
+    def codec_fingerprint(self) -> str:
+        noise = self.noise  # of a sample of the posterior
+        return fingerprint(folder_fingerprint(vae_folder(self.folder)), type(noise).__name__, noise.seed)
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [rows.to(self.device) for rows in umt5_rows(prompts, self.folder, self.dtype, self.device)]

@@ -131,14 +131,14 @@ class HeliosChunkSampler(io.ComfyNode):
         past = Past(run.chunks[-1][1] if run.chunks else memory)
         planned = [script.settings_for(chunk, settings) for chunk in span]
         with sampling_run(model, memory, planned, cls.hidden.unique_id, script.loras.values()) as sampling:
-            for chunk in make_chunks(
+            for made in make_chunks(
                 sampling.load,
                 past,
                 map(plans, span[len(run.chunks) :]),
                 hooks=sampling.hooks,
                 identity=identity,
             ):
-                run.chunks.append((chunk.latents.to(comfy.model_management.intermediate_device()), chunk.past.memory))
+                run.chunks.append((made.latents.to(comfy.model_management.intermediate_device()), made.past.memory))
         helios.unfinished_run = None
         latents = torch.cat([latents for latents, _ in run.chunks])
         return io.NodeOutput({"samples": helios.process_latent_out(latents)}, run.chunks[-1][1])

@@ -2,7 +2,8 @@
 
 It brings a prompt without a text encoder, the peak of the GPU's memory at /benchmark/peak, and, with BENCHMARK_GIB set,
 a card of that many GiB: ComfyUI is told that the rest is taken (what `--reserve-vram` does), and torch's allocator
-refuses more.
+refuses more. /benchmark/used says what all of the GPU's programs hold. With BENCHMARK_LAZY set on a CPU, ComfyUI builds
+its layers lazily, as it does under dynamic VRAM on a GPU.
 """
 
 import os
@@ -12,7 +13,7 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-LIMIT = "BENCHMARK_GIB"
+LIMIT, LAZY = "BENCHMARK_GIB", "BENCHMARK_LAZY"
 CONTEXT_GIB = 0.6  # what CUDA and its kernels take of a card besides torch's allocator
 
 
@@ -26,6 +27,25 @@ def limit_memory(gib: float, device: torch.device) -> None:
 DEVICE = comfy.model_management.get_torch_device()
 if LIMIT in os.environ and DEVICE.type == "cuda":
     limit_memory(float(os.environ[LIMIT]), DEVICE)
+
+
+if LAZY in os.environ:
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()  # maps weight files; main.py does it where there is a GPU
+    comfy.memory_management.aimdo_enabled = True
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+
+
+@PromptServer.instance.routes.get("/benchmark/used")
+async def used(request: web.Request) -> web.Response:
+    """Bytes of the GPU's memory in use, weights outside torch's allocator among them; null without a GPU."""
+    if DEVICE.type != "cuda":
+        return web.json_response(None)
+    free, total = torch.cuda.mem_get_info(DEVICE)
+    return web.json_response(total - free)
 
 
 @PromptServer.instance.routes.get("/benchmark/peak")

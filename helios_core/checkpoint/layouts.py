@@ -68,11 +68,6 @@ def canonical_name(name: str) -> str:
     return _rename(name, _COMFYUI_TO_DIFFUSERS, _COMFYUI_TO_DIFFUSERS_IN_BLOCK)
 
 
-def comfyui_name(name: str) -> str:
-    """The ComfyUI name for a diffusers name: the inverse of `canonical_name`."""
-    return _rename(name, _DIFFUSERS_TO_COMFYUI, _DIFFUSERS_TO_COMFYUI_IN_BLOCK)
-
-
 def _rename(name: str, top: Iterable[tuple[str, str]], in_block: Iterable[tuple[str, str]]) -> str:
     block = _BLOCK.match(name)
     head, tail = (name[: block.end()], name[block.end() :]) if block else ("", name)

@@ -62,6 +62,14 @@ class DemoModel:
         weights = file_fingerprint(TRANSFORMER_FILE)
         return fingerprint(weights, "fp8 products") if self.fp8_matmul else weights
 
+    @property
+    def text_fingerprint(self) -> str:
+        return fingerprint("hashed words", DEMO_CONFIG.text_dim, NUM_WORDS)
+
+    @property
+    def codec_fingerprint(self) -> str:
+        return file_fingerprint(VAE_FILE)
+
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         return [encode_prompt(prompt) for prompt in prompts]
 

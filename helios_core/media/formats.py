@@ -25,6 +25,10 @@ class MissingEncoderError(RuntimeError):
     """FFmpeg was built without an encoder, or without a pixel format in it. The message says what to do."""
 
 
+# The assembler routines of x265 write beyond the rows of narrower pictures, and take the process down.
+X265_LEAST_WIDTH = 64
+
+
 @dataclass(frozen=True)
 class VideoFormat:
     """How a video is stored.
@@ -67,6 +71,13 @@ class VideoFormat:
                 f"in a webm take the format {WEBM_AV1.name}"
             )
         return name
+
+    def options_for(self, width: int) -> dict[str, str]:
+        """The encoder's options for frames of that width in pixels."""
+        options = dict(self.encoder_options)
+        if self.encoder == "libx265" and width < X265_LEAST_WIDTH:
+            options["x265-params"] += ":no-asm=1"
+        return options
 
     def check_crf(self, crf: float) -> None:
         """Raise ValueError unless `crf` is in the encoder's range. Where quality has no number anything goes."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -184,7 +185,7 @@ def _frames(file: MediaFile, timing: _Timing, rate: Fraction) -> Iterator[av.Vid
     name, num_frames = file_name(file), 0
     try:
         with open_media(file) as container:
-            decoded = _decode(container, name)
+            decoded: Iterator[av.VideoFrame] = _decode(container, name)
             if not timing.is_kept_at(rate):
                 decoded = at_rate(timing.of(decoded), rate, timing.end)
             for frame in decoded:
@@ -205,11 +206,11 @@ def _read_end(file: MediaFile, timing: _Timing, rate: Fraction, last_frames: int
     if keyframe is None:
         return None
     try:
-        with open_media(file) as container:
-            first = next(_decode(container, file_name(file)))
-        with open_media(file) as container:
+        with open_media(file) as container, closing(_decode(container, file_name(file))) as frames:
+            first = next(frames)
+        with open_media(file) as container, closing(_decode(container, file_name(file))) as frames:
             container.seek(keyframe, stream=container.streams.video[0])
-            kept = _keep(_decode(container, file_name(file)), timing.ticks, wanted)
+            kept = _keep(frames, timing.ticks, wanted)
     except (av.error.FFmpegError, StopIteration, ValueError):
         return None  # whoever reads all of it will say what is wrong, and where
     if kept is None or (kept[0].width, kept[0].height) != (first.width, first.height):
@@ -310,7 +311,7 @@ def _read_timing(container: av.container.InputContainer, name: str) -> _Timing:
     return _Timing(rate, constant=False, end=times[-1] + 1 / rate, **own)
 
 
-def _decode(container: av.container.InputContainer, name: str) -> Iterator[av.VideoFrame]:
+def _decode(container: av.container.InputContainer, name: str) -> Generator[av.VideoFrame, None, None]:
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     # Where a file does not say it, colour samples are on the left pixels, as in H.264; FFmpeg would take the middle.

@@ -95,7 +95,7 @@ class VideoWriter:
             options=dict(self.format.container_options),
         )
         self._container.metadata.update(self.metadata)
-        options = {**self.format.encoder_options, "chroma_sample_location": "left"}
+        options = {**self.format.options_for(self.width), "chroma_sample_location": "left"}
         if self.format.max_crf is not None:
             options["crf"] = str(self.crf)
         self._stream = self._container.add_stream(self.format.encoder, rate=self.frame_rate, options=options)

@@ -120,12 +120,12 @@ class KeyChain:
     def inputs(self, plan: ChunkPlan) -> dict[str, Any]:
         """What a chunk is made from besides model and past: names for people, and values or identities."""
         settings = {each.name: getattr(plan.settings, each.name) for each in fields(plan.settings)}
-        negative = plan.negative_identity or self._content("negative", plan.negative_rows)
-        anchor = plan.anchor_identity or self._content("anchor", plan.anchor)
+        negative = plan.negative_rows if plan.settings.guided else None
         return settings | {
             "prompt": plan.prompt_identity or self._content("prompt", plan.rows),
-            "negative prompt": negative if plan.settings.guided else None,
-            "anchor picture": None if plan.anchor is None else anchor,
+            "negative prompt": negative is not None and (plan.negative_identity or self._content("negative", negative)),
+            "anchor picture": plan.anchor is not None
+            and (plan.anchor_identity or self._content("anchor", plan.anchor)),
             "noise": type(plan.noise).__name__,
             "seed": plan.noise.seed,
             "LoRAs of the schedule": sorted((lora.identity, lora.strength) for lora in plan.loras),

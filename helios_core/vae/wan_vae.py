@@ -93,7 +93,7 @@ class Convolution(nn.Conv3d):
     """nn.Conv3d that is fast on a CPU at every size.
 
     torch hands a convolution of one clip to oneDNN only where channels x frames x height are more than 20480, and takes
-    three to fifteen times as long below. At those sizes oneDNN is asked for here. What is chosen depends on shapes
+    up to fifteen times as long below. At those sizes oneDNN is asked for here. What is chosen depends on shapes
     alone; the two round differently.
     """
 

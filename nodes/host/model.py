@@ -87,6 +87,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         # As ComfyUI does before it calls a model of its own.
         dynamic = self.current_patcher is not None and is_dynamic(self.current_patcher)
         transformer_options = {**transformer_options, "prefetch_dynamic_vbars": dynamic}
+        prefetches = dynamic and isinstance(transformer, HeliosTransformer)  # not one that is compiled as a whole
 
         def forward(x, timestep, prompt, *, transformer_options, memory):
             return transformer(
@@ -95,7 +96,7 @@ class HeliosModel(comfy.model_base.BaseModel):
                 prompt,
                 memory,
                 attention=comfy_attention(transformer_options),
-                each_block=prefetching(transformer_options) if dynamic else None,
+                each_block=prefetching(transformer_options) if prefetches else None,
             )
 
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)

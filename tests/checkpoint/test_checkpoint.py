@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint.checkpoint import CheckpointError, open_checkpoint
-from helios_core.checkpoint.layouts import canonical_name, comfyui_name, find_prefix
+from helios_core.checkpoint.layouts import canonical_name, find_prefix
 from helios_core.checkpoint.loading import load_transformer
 from helios_core.checkpoint.writing import save_transformer
 from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.settings import VARIANTS
+from tests.comfyui_layout import comfyui_name
 
 PACK = Path(__file__).resolve().parents[2]
 

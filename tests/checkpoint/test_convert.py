@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint.checkpoint import open_checkpoint
-from helios_core.checkpoint.layouts import comfyui_name
 from helios_core.checkpoint.loading import load_transformer
 from helios_core.checkpoint.writing import convert_checkpoint
 from helios_core.cli import main
 from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.settings import VARIANTS
+from tests.comfyui_layout import comfyui_name
 
 PACK = Path(__file__).resolve().parents[2]
 TINY = TransformerConfig(

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from helios_core.checkpoint.checkpoint import CheckpointError, open_checkpoint
-from helios_core.checkpoint.layouts import comfyui_name
 from helios_core.checkpoint.loading import load_transformer
 from helios_core.checkpoint.quantised import BLOCK_FORMATS, QuantisedWeight, dequantise_blocks
 from helios_core.checkpoint.writing import convert_checkpoint
@@ -18,6 +17,7 @@ from helios_core.model.config import TransformerConfig
 from helios_core.model.transformer import HeliosTransformer
 from helios_core.sampling.settings import VARIANTS
 from tests.comfyui.harness.gguf_weights import FORMATS, quantise, write_gguf
+from tests.comfyui_layout import comfyui_name
 
 # Rows of 256, the block length of the K formats, but for one Linear.
 CONFIG = TransformerConfig(num_attention_heads=2, text_dim=16, freq_dim=8, ffn_dim=64, num_layers=1)

@@ -205,13 +205,21 @@ def test_a_branch_is_plain_nodes_and_makes_the_rest_of_the_video(strip, tmp_path
     strip.run()
     strip.tiles.nth(1).focus()
     strip.page.keyboard.press("b")
+    # The nodes' ids say nothing of their order: newer frontends give free numbers.
     nodes = strip.page.evaluate(
-        """() => app.graph._nodes.filter(n => ['HeliosRewindMemory', 'HeliosLongVideo'].includes(n.type))
-                .sort((a, b) => a.id - b.id).map(n =>
-            [n.widgets.filter(w => ['run_name', 'chunks', 'take', 'seconds'].includes(w.name)).map(w => w.value),
-             n.inputs.filter(i => i.link != null).map(i => i.name)])"""
+        """() => {
+            const rewind = app.graph._nodes.find(n => n.type === 'HeliosRewindMemory')
+            const goesOn = n => n.inputs.some((input, slot) => n.getInputNode(slot) === rewind)
+            const [copy, original] = app.graph._nodes.filter(n => n.type === 'HeliosLongVideo')
+                .sort((a, b) => goesOn(b) - goesOn(a))
+            return [original, rewind, copy].map(n =>
+                [n.widgets.filter(w => ['run_name', 'chunks', 'take', 'seconds'].includes(w.name)).map(w => w.value),
+                 n.inputs.filter(i => i.link != null).map(i => i.name),
+                 n.inputs.filter((input, slot) => n.getInputNode(slot) === rewind).map(i => i.name)])
+        }"""
     )
-    (original, linked), (rewind, _), (copy, copied) = nodes
+    (original, linked, _), (rewind, _, _), (copy, copied, rewound) = nodes
+    assert rewound == ["memory"]
     assert original == ["strip branch", 3, 0]
     assert rewind == ["strip branch", 2, 0]
     assert copy == ["strip branch", 1, 0]

@@ -1,5 +1,7 @@
 """A MODEL under ComfyUI's dynamic VRAM: weights stay in their file and are brought, cast and patched when used."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,66 @@ def test_a_lora_is_applied_when_the_weight_is_used(dynamic_vram, sample, kind, c
     assert (expected - plain).norm() > 0.1 * plain.norm()
     torch.testing.assert_close(patched, expected, rtol=0, atol=1e-4)
     assert np.array_equal(without, plain)
+
+
+def _truncated(file, weights):
+    save_file(weights, file)
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _with_nan(file, weights):
+    value = weights[f"{QUERY}.weight"].clone()
+    value[3, 4] = float("nan")
+    save_file(weights | {f"{QUERY}.weight": value}, file)
+
+
+def _without_a_tensor(file, weights):
+    save_file({name: value for name, value in weights.items() if name != f"{QUERY}.bias"}, file)
+
+
+def _of_mixed_dtypes(file, weights):
+    save_file(weights | {f"{QUERY}.weight": weights[f"{QUERY}.weight"].to(torch.int8)}, file)
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [(_truncated, "cut off"), (_with_nan, "NaN"), (_without_a_tensor, "1 missing"), (_of_mixed_dtypes, "int8")],
+)
+def test_bad_files_are_told_in_the_same_words(dynamic_vram, folder, write, told):
+    load_model = _module("host.loading").load_model
+    file = folder / f"bad_dynamic{write.__name__}_distilled.safetensors"
+    write(file, helios_weights.random_weights())
+
+    def words() -> str:
+        with pytest.raises(ValueError, match=told) as fault:
+            load_model(file, "auto", "default")
+        return str(fault.value)
+
+    expected = words()
+    with dynamic_vram():
+        assert words() == expected
+
+
+def test_a_file_that_is_replaced_between_header_and_weights_is_told(dynamic_vram, folder):
+    mapped = _module("host.mapped").MappedWeights()
+    file = folder / "replaced_distilled.safetensors"
+    save_file({"x": torch.zeros(4)}, file)
+    header = _module("host.mapped").TensorEntry(file, "x", (8,), torch.float32)
+    with dynamic_vram(), pytest.raises(ValueError, match="was replaced while it was read"):
+        mapped.read(header)
+
+
+def test_saving_weights_in_gguf_blocks_is_refused_in_words(dynamic_vram, folder):
+    load_model = _module("host.loading").load_model
+    file = folder / "dynamic_distilled.gguf"
+    models = [load_model(file, "auto", "default")]
+    with dynamic_vram():
+        models.append(load_model(file, "auto", "default"))
+        for model in models:
+            with pytest.raises(ValueError, match="choose another weight_dtype"):
+                model.state_dict_for_saving()
+
+
+def _module(name):
+    (module,) = [found for path, found in sys.modules.items() if path.endswith(f"ComfyUI-Helios.nodes.{name}")]
+    return module

@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness.weights import TEXT_ENCODER, VAE
 
-pytestmark = pytest.mark.usefixtures("memory_manager")
+under_each_memory_manager = pytest.mark.usefixtures("memory_manager")
 
 
 def pack_module(name: str):
@@ -51,6 +51,7 @@ def parts_that_differ(first, second) -> set[str]:
 # Models
 
 
+@under_each_memory_manager
 def test_a_model_that_is_loaded_twice_is_one_model(identity, load):
     assert identity.model_identity(load()) == identity.model_identity(load())
 
@@ -171,6 +172,7 @@ def test_an_object_that_cannot_be_described_is_never_the_same_and_a_warning_says
     assert "in this session only: it carries builtins.list_iterator" in caplog.text
 
 
+@under_each_memory_manager
 def test_compiling_loading_and_unloading_leave_the_model_as_it_is(identity, load):
     import comfy.model_management
     from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -209,6 +211,7 @@ def load_vae(models):
     return lambda: nodes.VAELoader().load_vae(VAE)[0]
 
 
+@under_each_memory_manager
 def test_a_vae_is_the_same_before_and_after_its_first_load_and_in_the_next_session(identity, load_vae):
     vae = load_vae()
     before = identity.vae_identity(vae)
@@ -217,6 +220,7 @@ def test_a_vae_is_the_same_before_and_after_its_first_load_and_in_the_next_sessi
     assert identity.vae_identity(load_vae()) == before
 
 
+@under_each_memory_manager
 def test_the_demos_vae_of_which_the_file_is_not_known_is_the_same_before_and_after_its_first_load(identity, comfyui):
     demo = pack_module("nodes.demo")
     vae = demo.load_vae()

@@ -22,7 +22,7 @@ def graph(comfyui, models, request):
     """long_t2v, small and short, with a run folder of this test's own and its memory saved."""
     graph = small_graph("long_t2v", comfyui.object_info())
     long_video, inputs = the_node(graph, "HeliosLongVideo")
-    name = re.sub(r"\W+", " ", request.node.name)[:80]
+    name = re.sub(r"\W+", " ", request.node.name)[:80].strip()
     inputs.update(seconds=0.0, chunks=3, steps="1,1,1", seed=5, run_name=name)
     graph["save"] = {
         "class_type": "HeliosSaveMemory",

@@ -12,9 +12,8 @@ import torch
 from harness.latents_graph import LOADER, SAMPLER, TEXT, defaults, latents_graph
 from harness.probe import change_model
 from harness.weights import VAE
+from test_identity import pack_module
 from test_lora import random_lora, write_lora
-
-pytestmark = pytest.mark.usefixtures("memory_manager")
 
 CHUNKS = 2
 RUNS = itertools.count()
@@ -85,10 +84,6 @@ def other_bits(monkeypatch):
 # Reused
 
 
-def test_queued_again_every_chunk_is_reused(chunks_made):
-    assert [chunks_made(), chunks_made()] == [CHUNKS, 0]
-
-
 def test_with_another_number_of_threads_every_chunk_is_reused(chunks_made, other_bits):
     threads = torch.get_num_threads()
     assert chunks_made() == CHUNKS
@@ -100,6 +95,7 @@ def test_with_another_number_of_threads_every_chunk_is_reused(chunks_made, other
         torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("memory_manager")
 def test_after_the_vaes_first_load_every_chunk_is_reused(comfyui, graph, home, chunks_made):
     first = comfyui.run_graph(graph)
     assert first.success, first.error
@@ -137,7 +133,7 @@ def test_with_a_prompt_schedule_other_bits_leave_every_chunk_too(comfyui, graph,
     graph["add"] = {
         "class_type": "HeliosScheduleAdd",
         "inputs": defaults(comfyui.object_info()["HeliosScheduleAdd"])
-        | {"conditioning": [TEXT, 0], "schedule": ["schedule", 0], "memory": 2},
+        | {"conditioning": [TEXT, 0], "schedule": ["schedule", 0], "start": 2},
     }
     graph[SAMPLER]["inputs"].update(positive=["add", 0], negative=[TEXT, 0], guidance_scale=2.0, chunks=3)
     assert chunks_made() == 3
@@ -184,11 +180,20 @@ CHANGES = {
 }
 
 
+@pytest.fixture
+def shown(comfyui, monkeypatch):
+    """The words that the node shows while it runs."""
+    words = []
+    monkeypatch.setattr(pack_module("nodes.host.progress"), "show_on_node", lambda said, *_: words.append(said))
+    return words
+
+
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_the_log_says_so(
-    graph, chunks_made, caplog, what
+def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_log_and_node_say_so(
+    graph, chunks_made, caplog, shown, what
 ):
     assert chunks_made() == CHUNKS
+    assert not any("anew" in words for words in shown)
     put, name = CHANGES[what]
 
     def change(model):
@@ -199,7 +204,9 @@ def test_what_another_node_puts_on_the_model_makes_every_chunk_anew_and_the_log_
     change_model(graph, change)
     with caplog.at_level(logging.INFO):
         assert chunks_made() == CHUNKS
-    assert f"made anew, because of other inputs than before: {name}" in caplog.text
+    said = f"chunks from 0 on are made anew, because of other inputs than before: {name}"
+    assert said in caplog.text
+    assert any(said in words for words in shown)
     assert chunks_made() == 0
 
 
@@ -219,6 +226,7 @@ def test_another_weight_dtype_makes_every_chunk_anew(graph, chunks_made, caplog,
     assert name in caplog.text
 
 
+@pytest.mark.usefixtures("memory_manager")
 @pytest.mark.parametrize("loader", ["LoraLoaderModelOnly", "LoraLoaderBypassModelOnly"])
 def test_a_lora_and_its_strength_make_every_chunk_anew_and_the_same_one_does_not(
     comfyui, home, graph, chunks_made, loader, caplog

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from skimage.data import astronaut
 
+from helios_core.media.formats import to_video_frame
 from helios_core.media.frames import contact_sheet, from_pixels, read_image, resize_frames, to_pixels
 from helios_core.media.reader import read_video
 from helios_core.media.writer import VideoWriter
@@ -109,6 +110,29 @@ def test_values_round_to_the_nearest_eight_bit_level_and_clamp(tmp_path):
 def test_any_float_type_is_written(tmp_path, dtype):
     path = write(tmp_path / "a.mp4", numbered_frames(3).to(dtype))
     assert numbers_in(read_video(path).frames) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_frame_is_converted_as_bt709_says_and_stays_as_it_was(pixel_format, dtype):
+    frame = (torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(2)) * 1.2 - 0.1).to(dtype)
+    kept, stored = frame.clone(), to_video_frame(frame, pixel_format)
+    assert torch.equal(frame, kept)
+    bits, planes = (10, np.uint16) if "10" in pixel_format else (8, np.uint8)
+    red, green, blue = (
+        np.round(channel * 255) / 255 if bits == 8 else channel
+        for channel in np.moveaxis(frame.double().clamp(0, 1).numpy(), -1, 0)
+    )
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    expected = [16 + 219 * luma, 128 + 224 * (blue - luma) / 1.8556, 128 + 224 * (red - luma) / 1.5748]
+    if "444" not in pixel_format:  # on the left one of two pixels; the edge counts twice
+        padded = [np.pad(plane, ((0, 0), (1, 0)), mode="edge") for plane in expected[1:]]
+        expected[1:] = [(p[:, :-1:2] + 2 * p[:, 1::2] + p[:, 2::2]) / 4 for p in padded]
+    if "420" in pixel_format:  # half way between two lines
+        expected[1:] = [(p[::2] + p[1::2]) / 2 for p in expected[1:]]
+    for plane, values in zip(stored.planes, expected, strict=True):
+        lines = np.frombuffer(plane, planes).reshape(plane.height, -1)[:, : plane.width]
+        assert np.abs(lines - values * 2 ** (bits - 8)).max() < 0.51
 
 
 @pytest.mark.parametrize("rate", [24, 8, 29.97, Fraction(24000, 1001), 24000 / 1001])

@@ -381,7 +381,7 @@ def test_a_plan_is_asked_for_when_its_turn_has_come_and_not_before():
         assert asked == list(range(number + 1))
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(split=st.integers(1, 3))
 def test_the_identity_of_a_chunk_does_not_depend_on_where_the_run_was_split(split):
     def made(memory, num_chunks):

@@ -70,8 +70,8 @@ def write_layouts(models: Path, weights: Weights) -> list[str]:
 def write_release_folder(folder: Path, weights: Weights) -> None:
     """The published folder: transformer/ in two shards with their index, the scheduler and the model index."""
     transformer, scheduler = folder / "transformer", folder / "scheduler"
-    transformer.mkdir(parents=True)
-    scheduler.mkdir()
+    transformer.mkdir(parents=True, exist_ok=True)
+    scheduler.mkdir(exist_ok=True)
     names = sorted(weights)
     shards = [names[: len(names) // 2], names[len(names) // 2 :]]
     weight_map = {}

@@ -17,7 +17,7 @@ import websocket
 
 from .home import Home
 
-START_SECONDS = 90
+START_SECONDS = 300  # a moment on a quiet machine
 RUN_SECONDS = 120
 TEXT_EVENT = 3  # BinaryEventTypes.TEXT of ComfyUI's protocol.py
 OUTCOMES = ("execution_success", "execution_error", "execution_interrupted")
