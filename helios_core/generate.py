@@ -23,7 +23,7 @@ from .model.transformer import HeliosTransformer
 from .options.approximations import with_approximations
 from .options.cuda_graphs import check_cuda_graphs, graphed
 from .run.job import ChunkDone, LongVideo
-from .run.lead_in import write_lead_in
+from .run.lead_in import lead_in_sound, write_lead_in
 from .run.long_video import make_video
 from .run.run_folder import RunFolder
 from .sampling.conditioning import Encode, encode_image, encode_video, image_memory, text_memory, video_memory
@@ -248,4 +248,5 @@ def generate(
             hooks=hooks,
             metadata={"helios": json.dumps(about, sort_keys=True)},
             lead_in=lead_in,
+            sound=None if job.lead_in is None else lead_in_sound(job.lead_in),
         )

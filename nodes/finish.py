@@ -145,7 +145,7 @@ class HeliosFinishVideo(io.ComfyNode):
                 io.Float.Input(
                     "cut_threshold",
                     optional=True,
-                    default=0.1,
+                    default=0.06,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -223,7 +223,7 @@ class HeliosFinishVideo(io.ComfyNode):
         interp_model=None,
         audio=None,
         audio_start=0.0,
-        cut_threshold=0.1,
+        cut_threshold=0.06,
         sharpness=0.0,
         grain=0.0,
         grain_seed=0,

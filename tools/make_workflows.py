@@ -230,7 +230,8 @@ def long_t2v(flow: "Flow") -> None:
         "Every finished chunk goes to `output/helios_runs/<run_name>` at once. Cancel, or lose power, and queue the "
         "graph again: it goes on where it stopped and ends in the same file.\n\n"
         "Change the prompt, or give one chunk another seed with `reroll` (as in `12:77`): only what comes after is "
-        "made again. Memory stays the same however long the video.",
+        "made again. Memory stays the same however long the video.\n\n"
+        "To make it larger and smoother, connect the video to *Helios Finish Video*: see the template *finish*.",
     )
     model, clip, vae = models(flow)
     with flow.column("2. What to show"):
@@ -445,6 +446,38 @@ def demo_prompts(flow: "Flow") -> None:
         )
 
 
+def finish(flow: "Flow") -> None:
+    """A clip of the demo, four times as large, in a file to deliver."""
+    flow.note(
+        "Finish a video",
+        "Helios Finish Video makes any video larger and smoother, piece by piece on disk: cancel and queue again to go "
+        "on. The clip here is the demo's, so that the graph runs anywhere; connect *Load Video* or *Helios Long Video* "
+        "in its place.\n\n"
+        "**A real upscaler:** put a model into `models/upscale_models`, add *Load Upscale Model* and connect it to "
+        "`upscale_model`. Set `scale` to 0 for the model's own size, or give the width and height to deliver, such as "
+        "1920 x 1152: a Lanczos filter makes the exact size. Without a model the filter does all, as here.\n\n"
+        "**More frames per second:** ComfyUI 0.33 and later has *Load Frame Interpolation Model* (FILM, RIFE). Connect "
+        "it to `interp_model` and set `factor` to 2, or `frame_rate` to 60. Nothing is made across a cut.",
+        DEMO_NOTE,
+    )
+    model, clip, vae = demo_models(flow)
+    with flow.column("2. A clip to finish"):
+        positive = prompt(flow, clip, "a green square moving right on a black background")
+        negative = prompt(flow, clip, "", title="Negative prompt")
+        memory = flow.node("HeliosContext", title="Helios Context (from text)", **DEMO_SIZE)
+    with flow.same_group_column():
+        chunks = sampler(flow, model, positive, memory, chunks=2, negative=negative["CONDITIONING"])
+        source = combine(flow, chunks, vae, "helios/finish_source")
+    with flow.column("3. The film"):
+        flow.node(
+            "HeliosFinishVideo",
+            video=source["VIDEO"],
+            run_name="finish",
+            scale=4.0,
+            filename_prefix="helios/finished",
+        )
+
+
 def demo_models(flow: "Flow") -> tuple["Node", "Node", "Node"]:
     with flow.column("1. Model"):
         models = flow.node("HeliosDemoModels")
@@ -492,6 +525,7 @@ DESCRIPTIONS = {
     "demo_i2v": demo_i2v,
     "demo_v2v": demo_v2v,
     "demo_prompts": demo_prompts,
+    "finish": finish,
 }
 
 

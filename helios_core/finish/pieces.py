@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,10 +115,12 @@ def join_pieces(
     """
     if not pieces:
         raise ValueError(f"there are no pieces to join into {path.name}")
+    # Absolute, or FFmpeg takes what stands before a colon for a protocol.
+    path, pieces = Path(os.path.abspath(path)), [Path(os.path.abspath(piece)) for piece in pieces]
     # Without random numbers and dates, so that equal pieces give equal bytes.
     options = {**format.container_options, "fflags": "+bitexact"}
     with (
-        written_atomically(path) as unfinished,
+        written_atomically(path, precious=True) as unfinished,
         av.open(str(unfinished), "w", format=format.container, options=options) as target,
     ):
         target.metadata.update(metadata or {})

@@ -58,7 +58,7 @@ class Recipe:
     fit: str = "crop"
     factor: int = 1
     frame_rate: float | Fraction = 0
-    cut_threshold: float = 0.1
+    cut_threshold: float = 0.06
     sharpness: float = 0.0
     grain: float = 0.0
     grain_seed: int = 0

@@ -43,6 +43,19 @@ class Sound:
         """The same sound, of which the video begins at another moment."""
         return replace(self, start=seconds)
 
+    def until(self, seconds: float | Fraction) -> Sound:
+        """The same sound, which is over at that second of it."""
+
+        def parts() -> Iterator[np.ndarray]:
+            left = round(seconds * self.sample_rate)
+            for part in self.open():
+                yield part[:, :left]
+                left -= part.shape[1]
+                if left <= 0:
+                    return
+
+        return replace(self, open=parts)
+
 
 def waveform_sound(waveform: torch.Tensor, sample_rate: int) -> Sound:
     """Sound of a waveform (C, S), floats in [-1, 1], as ComfyUI's AUDIO has it for one clip.

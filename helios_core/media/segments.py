@@ -21,6 +21,8 @@ import torch
 from ..files import patiently, remove_file, written_atomically
 from ..fingerprint import fingerprint
 from ..geometry import FRAME_RATE
+from .audio import Sound, SoundTrack
+from .formats import MP4_H264
 from .reader import exact_rate
 from .writer import VideoWriter
 
@@ -80,11 +82,14 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_SEAL_BYTES).digest()
 
 
-def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def join_segments(
+    segments: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None, sound: Sound | None = None
+) -> None:
     """One mp4 of all segments in order, ready to be streamed, whole or not at all.
 
-    Packets are copied. `metadata` are strings stored in the file under any key, as in `VideoWriter`. Raises ValueError
-    without segments or when they were not encoded alike, OSError when the file cannot be written.
+    Packets are copied. `metadata` are strings stored in the file under any key, as in `VideoWriter`; `sound` is stored
+    beside the pictures, as long as they are. Raises ValueError without segments or when they were not encoded alike,
+    OSError when the file cannot be written.
     """
     if not segments:
         raise ValueError(f"there are no segments to join into {path.name}; at least one chunk must be finished")
@@ -96,12 +101,15 @@ def join_segments(segments: Sequence[Path], path: Path, metadata: Mapping[str, s
         av.open(str(unfinished), "w", format="mp4", options=options) as target,
     ):
         target.metadata.update(metadata or {})
-        _copy_packets(segments, target)
+        _copy_packets(segments, target, sound=sound)
 
 
-def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer, num_before: int = 0) -> int:
-    """Append the packets of the segments to `target`, at an even pace after `num_before` frames; how many they are."""
-    stream, codec_setup, first = None, None, num_before
+def _copy_packets(
+    segments: Sequence[Path], target: av.container.OutputContainer, num_before: int = 0, sound: Sound | None = None
+) -> int:
+    """Append the packets of the segments to `target`, at an even pace after `num_before` frames, and `sound` beside
+    them; how many packets there are."""
+    stream, codec_setup, track, first = None, None, None, num_before
     for segment in segments:
         with av.open(os.path.abspath(segment)) as source:
             picture = source.streams.video[0]
@@ -110,6 +118,7 @@ def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer
                 stream = target.add_stream_from_template(picture)
                 stream.time_base = picture.time_base
                 codec_setup = picture.codec_context.extradata
+                track = sound and SoundTrack(target, sound, MP4_H264.audio_codec)
                 target.start_encoding()
             if picture.codec_context.extradata != codec_setup:
                 raise ValueError(f"{segment.name} was encoded with other settings than {segments[0].name}")
@@ -120,7 +129,11 @@ def _copy_packets(segments: Sequence[Path], target: av.container.OutputContainer
                 packet.dts = (number - _REORDER_DEPTH) * ticks
                 packet.stream = stream
                 target.mux(packet)
+                if track is not None:
+                    track.advance((number + 1 - first) / picture.average_rate)
             num_before += len(packets)
+    if track is not None:
+        track.finish()
     return num_before - first
 
 

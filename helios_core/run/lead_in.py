@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 
 from ..fingerprint import file_fingerprint, fingerprint
 from ..geometry import FRAMES_PER_CHUNK
+from ..media.audio import Sound, file_sound
 from ..media.frames import resize_frames
-from ..media.reader import stream_video
+from ..media.reader import stream_video, video_facts
 from ..media.segments import Encoding, write_segment
 from .run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def write_lead_in(
@@ -35,3 +39,11 @@ def write_lead_in(
                 write_segment(path, fitted.float() / 255, encoding)
             segments.append(path)
     return segments
+
+
+def lead_in_sound(clip: Path) -> Sound | None:
+    """The clip's sound, over when its pictures are: the new chunks after it are silent. None when it has none."""
+    sound, facts = file_sound(clip), video_facts(clip)
+    if sound is not None:
+        logger.info("%s keeps its sound; the new chunks after it are silent", clip.name)
+    return sound and sound.until(facts.num_frames / facts.frame_rate)

@@ -23,6 +23,7 @@ import torch
 from ..faults import add_note
 from ..files import remove_file, remove_unfinished
 from ..geometry import FRAMES_PER_CHUNK
+from ..media.audio import Sound
 from ..media.segments import GrowingVideo, join_segments, write_segment
 from ..model.transformer import HeliosTransformer
 from ..sampling.drift import DriftReport
@@ -53,6 +54,7 @@ def make_video(
     decode_in_background: bool = False,
     metadata: Mapping[str, str] | None = None,
     lead_in: Sequence[Path] = (),
+    sound: Sound | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> ChunkDone:
     """Make chunk after chunk, and of all of them the video at `path` (mp4). Returns the last chunk.
@@ -62,8 +64,9 @@ def make_video(
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
     `decode_in_background`: do so when it runs on another device, or there is room for both. `tell` is called for each
     chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled, between two
-    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`). `notice` is
-    told, before the first chunk, why chunks are made anew although the folder holds others in their place.
+    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`). `sound` is
+    stored in the finished file, from its first frame on. `notice` is told, before the first chunk, why chunks are made
+    anew although the folder holds others in their place.
 
     Whatever stops the run (an exception from `tell` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
     stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
@@ -88,7 +91,7 @@ def make_video(
         run.make_chunks(decode_in_background, lead_in)
         segments = [folder.segment_path(key) for key in run.segment_keys]
         remove_unfinished(path.parent, path.stem)
-        join_segments([*lead_in, *segments], path, metadata)
+        join_segments([*lead_in, *segments], path, metadata, sound)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
         remove_file(folder.preview_path)
     return run.last_done

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helios_core.cli import main
+from helios_core.media.audio import waveform_sound
 from helios_core.media.reader import read_video, stream_video
 from helios_core.media.segments import Encoding
 from helios_core.media.writer import VideoWriter
@@ -81,8 +82,7 @@ def test_every_frame_of_the_extended_file_comes_at_its_time(tmp_path):
     assert times == [Fraction(number, 24) for number in range(73)]
 
 
-def test_sound_in_the_clip_does_no_harm(tmp_path):
-    """The new file is silent: what would the new chunks sound like?"""
+def test_sound_that_is_shorter_than_its_clip_does_no_harm(tmp_path):
     with av.open(str(tmp_path / "clip.mp4"), "w") as file:
         pictures, sound = file.add_stream("libx264", rate=24), file.add_stream("aac", rate=48000)
         pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -95,8 +95,8 @@ def test_sound_in_the_clip_does_no_harm(tmp_path):
         file.mux(sound.encode(tone))
         file.mux([*pictures.encode(None), *sound.encode(None)])
     with av.open(str(extend(tmp_path, tmp_path / "clip.mp4"))) as file:
-        assert not file.streams.audio
         assert file.streams.video[0].frames == 73
+        assert float(file.duration / 1e6) == pytest.approx(73 / 24, abs=0.05)
 
 
 def test_a_resumed_extension_encodes_the_clip_once_and_ends_in_the_same_file(tmp_path):
@@ -128,3 +128,21 @@ def test_a_streamed_clip_has_the_frames_of_a_read_one(tmp_path):
     for rate in (None, 24):
         read = read_video(tmp_path / "clip.mp4", frame_rate=rate).frames
         assert torch.equal(torch.stack(list(stream_video(tmp_path / "clip.mp4", frame_rate=rate))), read)
+
+
+def test_a_clip_keeps_its_sound_and_silence_follows(tmp_path, caplog):
+    wave = torch.zeros(2, 3 * 44100)
+    wave[:, 22050:22150] = 0.9
+    wave[:, 80000:] = 0.9  # longer than the pictures
+    with VideoWriter(
+        tmp_path / "clip.mp4", width=WIDTH, height=HEIGHT, sound=waveform_sound(wave, 44100)
+    ) as writer:
+        writer.write(colours(40))
+    caplog.set_level("INFO")
+    path = extend(tmp_path, tmp_path / "clip.mp4")
+    with av.open(str(path)) as container:
+        samples = np.concatenate([part.to_ndarray() for part in container.decode(audio=0)], axis=1)[0]
+    assert len(samples) / 44100 == pytest.approx(73 / 24, abs=0.05)
+    assert abs(int(np.abs(samples[:44100]).argmax()) - 22100) < 300
+    assert np.abs(samples[round((40 / 24 + 0.05) * 44100) :]).max() < 0.01
+    assert "keeps its sound; the new chunks after it are silent" in caplog.text

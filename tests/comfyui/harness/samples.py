@@ -26,8 +26,9 @@ NAMES = (
     "demo_i2v",
     "demo_v2v",
     "demo_prompts",
+    "finish",
 )
-VIDEO_NODES = ("HeliosVideoCombine", "HeliosLongVideo")
+VIDEO_NODES = ("HeliosVideoCombine", "HeliosLongVideo", "HeliosFinishVideo")
 WIDTH, HEIGHT = 128, 64
 
 
