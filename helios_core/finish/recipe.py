@@ -103,6 +103,7 @@ class Recipe:
             ratio = self.scale or (self.upscaler.scale if self.upscaler else 1)
             size = _even(width * ratio), _even(height * ratio)
         self.format.choose_pixel_format(self.pixel_format, *size)
+        self.format.check_width(size[0])
         return size
 
     def pace(self, source_rate: Fraction) -> Pace:

@@ -25,10 +25,6 @@ class MissingEncoderError(RuntimeError):
     """FFmpeg was built without an encoder, or without a pixel format in it. The message says what to do."""
 
 
-# The assembler routines of x265 write beyond the rows of narrower pictures, and take the process down.
-X265_LEAST_WIDTH = 64
-
-
 @dataclass(frozen=True)
 class VideoFormat:
     """How a video is stored.
@@ -50,6 +46,7 @@ class VideoFormat:
     encoder_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
     codec_tag: str = ""
+    least_width: int = 2  # pixels
 
     def choose_pixel_format(self, name: str, width: int, height: int) -> str:
         """`name`, or for "auto" the format's own, once it is known that this size can be written in it.
@@ -72,12 +69,13 @@ class VideoFormat:
             )
         return name
 
-    def options_for(self, width: int) -> dict[str, str]:
-        """The encoder's options for frames of that width in pixels."""
-        options = dict(self.encoder_options)
-        if self.encoder == "libx265" and width < X265_LEAST_WIDTH:
-            options["x265-params"] += ":no-asm=1"
-        return options
+    def check_width(self, width: int) -> None:
+        """Raise ValueError for frames that are too narrow for the encoder."""
+        if width < self.least_width:
+            raise ValueError(
+                f"{self.name} takes frames of at least {self.least_width} pixels in width, and these have {width}. "
+                f"Choose {MP4_H264.name}, or make the video larger"
+            )
 
     def check_crf(self, crf: float) -> None:
         """Raise ValueError unless `crf` is in the encoder's range. Where quality has no number anything goes."""
@@ -171,6 +169,8 @@ MP4_HEVC = VideoFormat(
     encoder_options={"x265-params": "log-level=error:frame-threads=2:pools=4"},
     container_options=_MP4_OPTIONS,
     codec_tag="hvc1",  # Apple's players refuse the default, hev1
+    # x265 writes beyond the rows of narrower pictures (48), and takes the process down.
+    least_width=64,
 )
 
 FORMATS = {known.name: known for known in (MP4_H264, WEBM_VP9, WEBM_AV1, MOV_PRORES, MKV_FFV1, MP4_HEVC)}

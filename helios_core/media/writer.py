@@ -68,6 +68,7 @@ class VideoWriter:
 
     def _check(self) -> None:
         self.format.check_crf(self.crf)
+        self.format.check_width(self.width)
         for key, value in self.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"metadata {key!r} is {type(value).__name__}; keys and values are text: use json.dumps")
@@ -95,7 +96,7 @@ class VideoWriter:
             options=dict(self.format.container_options),
         )
         self._container.metadata.update(self.metadata)
-        options = {**self.format.options_for(self.width), "chroma_sample_location": "left"}
+        options = {**self.format.encoder_options, "chroma_sample_location": "left"}
         if self.format.max_crf is not None:
             options["crf"] = str(self.crf)
         self._stream = self._container.add_stream(self.format.encoder, rate=self.frame_rate, options=options)

@@ -16,6 +16,7 @@ from helios_core.media.formats import (
     MKV_FFV1,
     MOV_PRORES,
     MP4_H264,
+    MP4_HEVC,
     WEBM_VP9,
     MissingEncoderError,
     find_format,
@@ -238,3 +239,9 @@ def test_a_file_without_sound_has_none_and_wrong_waveforms_are_refused(tmp_path)
         waveform_sound(torch.zeros(0, 100), 44100)
     with pytest.raises(ValueError, match="sample_rate is 0"):
         waveform_sound(torch.zeros(1, 100), 0)
+
+
+def test_frames_too_narrow_for_an_encoder_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="at least 64 pixels in width, and these have 48"):
+        VideoWriter(tmp_path / "a.mp4", width=48, height=32, format=MP4_HEVC)
+    assert not list(tmp_path.iterdir())

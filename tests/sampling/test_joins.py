@@ -20,7 +20,7 @@ from helios_core.media.writer import VideoWriter
 torch.set_num_threads(1)
 
 
-def numbered(numbers, height=32, width=48):
+def numbered(numbers, height=32, width=64):
     """Frames whose grey level tells their number: 20 + 3 * number, of 255."""
     levels = (20 + 3 * torch.as_tensor(list(numbers))) / 255
     return levels.view(-1, 1, 1, 1).expand(-1, height, width, 3)
@@ -34,11 +34,11 @@ def write_at(path, milliseconds, codec="libx264", **options):
     """Numbered frames shown at these times, by PyAV alone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={"crf": "5", **options})
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1
         for number, time in enumerate(milliseconds):
-            rgb = np.full((32, 48, 3), 20 + 3 * number, np.uint8)
+            rgb = np.full((32, 64, 3), 20 + 3 * number, np.uint8)
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", dst_colorspace=1)
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -128,7 +128,7 @@ def test_a_stream_in_memory_is_read_like_its_file(tmp_path):
 
 def test_sound_beside_the_pictures_changes_none_of_them(tmp_path):
     for name, sound in (("with", waveform_sound(torch.rand(2, 44100) - 0.5, 44100)), ("without", None)):
-        with VideoWriter(tmp_path / f"{name}.mp4", width=48, height=32, sound=sound) as writer:
+        with VideoWriter(tmp_path / f"{name}.mp4", width=64, height=32, sound=sound) as writer:
             writer.write(numbered(range(20)))
     assert torch.equal(read_video(tmp_path / "with.mp4").frames, read_video(tmp_path / "without.mp4").frames)
 
@@ -141,7 +141,7 @@ def test_a_clip_and_what_follows_it_are_joined_with_no_frame_twice_and_none_miss
     source = write_at(tmp_path / "source.mp4", [round(1000 * i / 24) for i in range(40)])
     clip = read_video(source)
     path = tmp_path / f"joined{known.suffix}"
-    with VideoWriter(path, width=48, height=32, format=known, frame_rate=clip.frame_rate) as writer:
+    with VideoWriter(path, width=64, height=32, format=known, frame_rate=clip.frame_rate) as writer:
         writer.write(clip.frames.float() / 255)
         for chunk in numbered(range(40, 70)).split(10):
             writer.write(chunk)
