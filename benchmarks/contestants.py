@@ -132,7 +132,7 @@ def chunks_of_diffusers(case: Case, parts: Parts) -> torch.Tensor:
     pipe = reference.pipeline(case.variant, parts.theirs, parts.vae)
     frames = pipe(
         prompt_embeds=parts.prompt,
-        negative=parts.negative,
+        negative_prompt_embeds=parts.negative,
         generator=parts.noise(),
         output_type="latent",
         **pipeline_arguments(case),
