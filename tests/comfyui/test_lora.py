@@ -178,7 +178,7 @@ def test_twenty_prompts_with_changing_loras_read_the_model_once_and_leave_its_bi
         gc.collect()
         live.append(sum(isinstance(item, torch.Tensor) for item in gc.get_objects()))
         resident.append(_resident_bytes())
-    assert len([record for record in caplog.records if "Helios distilled from" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "Helios Distilled from" in record.getMessage()]) == 1
     assert len(set(outputs.values())) == len(outputs)
     # Compared at the same place of the cycle of ten: as many tensors, and no growth beyond the allocator's noise.
     assert live[19] == live[9]

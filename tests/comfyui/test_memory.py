@@ -106,7 +106,7 @@ def test_comfyui_is_asked_for_the_room_that_the_log_tells_of(comfyui, graph, mon
     caplog.set_level("INFO")
     comfyui.run_graph(graph)
     (told,) = [record.getMessage() for record in caplog.records if "host RAM" in record.getMessage()]
-    assert "Helios distilled at 64x64, 1 chunks" in told
+    assert "Helios Distilled at 64x64, 1 chunks" in told
     for part in ("weights", "activations", "VAE decoding", "host RAM", "disk"):
         assert part in told
     assert f"activations {asked[0] / 2**30:.2f} GiB" in told
