@@ -29,8 +29,8 @@ from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
 from .media.frames import contact_sheet, read_image
+from .media.parts import Encoding
 from .media.reader import read_video
-from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
@@ -341,7 +341,7 @@ def run_generate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     shown = []
 
-    def tell(done: ChunkDone) -> None:
+    def report(done: ChunkDone) -> None:
         logger.info("%s", describe_chunk(done))
         if options.sheet:
             shown.append(done.frames()[::8])
@@ -353,7 +353,7 @@ def run_generate(options: argparse.Namespace) -> None:
         noise,
         folder=folder,
         path=options.out,
-        tell=tell,
+        on_chunk=report,
         hooks=Hooks(progress=log_step),
         compile_blocks=options.compile,
         decoding=Decoding(options.vae_dtype, options.vae_channels_last, options.vae_compile),

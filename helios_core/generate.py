@@ -15,8 +15,8 @@ import torch
 from .fingerprint import fingerprint
 from .geometry import FRAMES_PER_CHUNK, check_num_chunks, check_size
 from .media.frames import from_pixels, resize_frames, to_pixels
+from .media.parts import Encoding
 from .media.reader import Clip
-from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import ModelIdentity, check_memory
 from .model.transformer import HeliosTransformer
@@ -150,7 +150,7 @@ def generate(
     *,
     folder: RunFolder,
     path: Path,
-    tell: Callable[[ChunkDone], None] | None = None,
+    on_chunk: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
     cuda_graphs: bool = False,
@@ -244,7 +244,7 @@ def generate(
             load_model=load_model,
             decode=SideStream(codec.device).around(decode) if overlapped else decode,
             decode_in_background=overlapped,
-            tell=tell,
+            on_chunk=on_chunk,
             hooks=hooks,
             metadata={"helios": json.dumps(about, sort_keys=True)},
             lead_in=lead_in,

@@ -6,7 +6,7 @@ from functools import partial
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_num_chunks
-from ..helios_core.media.segments import Encoding
+from ..helios_core.media.parts import Encoding
 from ..helios_core.run.job import LongVideo
 from ..helios_core.run.long_video import make_video
 from ..helios_core.run.run_folder import RunFolder
@@ -220,7 +220,7 @@ class HeliosLongVideo(io.ComfyNode):
                 load_model=(lambda: helios.diffusion_model) if beside else sampling.load,
                 decode=overlapped or partial(decode, helios, vae),
                 decode_in_background=beside,
-                tell=strip.done,
+                on_chunk=strip.done,
                 hooks=strip.watch(sampling.hooks),
                 metadata=graph_metadata(cls.hidden),
                 notice=sampling.notice,

@@ -1,4 +1,4 @@
-// Puts a strip of chunks under the widgets of Helios Long Video. It shows what the server tells (nodes/chunk_strip.py)
+// Puts a strip of chunks under the widgets of Helios Long Video. It shows what the server tells (nodes/host/chunk_strip.py)
 // and sets plain inputs of the graph; without this script the node works all the same.
 
 import { api } from "../../scripts/api.js";

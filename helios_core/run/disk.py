@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
-from ..media.segments import video_bytes
+from ..media.parts import video_bytes
 from ..memory.memory import HeliosMemory
 
 logger = logging.getLogger(__name__)

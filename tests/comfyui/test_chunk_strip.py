@@ -165,7 +165,7 @@ def test_without_a_client_id_nothing_is_sent(comfyui, module, monkeypatch):
 def test_thumbnails_that_never_finish_do_not_hold_up_the_chunks(comfyui, graph, module, monkeypatch):
     release = threading.Event()
 
-    def never(segment):
+    def never(part):
         release.wait(60)
         return "data:image/jpeg;base64,"
 
@@ -183,7 +183,7 @@ def test_thumbnails_that_never_finish_do_not_hold_up_the_chunks(comfyui, graph, 
 
 def test_offering_a_thumbnail_never_waits_and_those_put_off_are_made_up_for(module, monkeypatch):
     release, made = threading.Event(), []
-    monkeypatch.setattr(module, "make_thumbnail", lambda segment: release.wait(30) and str(segment))
+    monkeypatch.setattr(module, "make_thumbnail", lambda part: release.wait(30) and str(part))
     thumbnails = module.Thumbnails(lambda chunk, thumbnail: made.append(chunk))
     started = time.monotonic()
     for chunk in range(12):
@@ -204,7 +204,7 @@ def threads(prefix: str) -> list[str]:
 
 
 def test_a_thumbnail_that_cannot_be_made_is_logged_and_the_run_goes_on(comfyui, graph, module, monkeypatch, caplog):
-    def fail(segment):
+    def fail(part):
         raise OSError("no picture today")
 
     monkeypatch.setattr(module, "make_thumbnail", fail)

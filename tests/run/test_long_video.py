@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from helios_core.cli import main
+from helios_core.media.parts import Encoding, write_part
 from helios_core.media.reader import read_video
-from helios_core.media.segments import Encoding, write_segment
 from helios_core.memory.memory import Provenance
 from helios_core.memory.storage import ModelIdentity
 from helios_core.run.long_video import make_video
@@ -39,7 +39,7 @@ def make(tmp_path):
 
 
 def contents(tmp_path):
-    """Bytes of every chunk and segment in the run folder."""
+    """Bytes of every chunk and part in the run folder."""
     return {path: path.read_bytes() for part in ("chunks", "segments") for path in (tmp_path / "run" / part).iterdir()}
 
 
@@ -59,8 +59,8 @@ def test_a_long_video_is_the_samplers_chunks_decoded(tmp_path, make):
     assert shown.num_frames == 99
     assert torch.equal(shown.frames, torch.cat([event.frames() for event in done]))
     for event, (latents, _) in zip(done, expected, strict=True):
-        write_segment(tmp_path / "segment.mp4", runs.decode(latents), Encoding())
-        assert event.segment.read_bytes() == (tmp_path / "segment.mp4").read_bytes()
+        write_part(tmp_path / "part.mp4", runs.decode(latents), Encoding())
+        assert event.part.read_bytes() == (tmp_path / "part.mp4").read_bytes()
 
 
 def test_decoding_in_the_background_gives_the_same_file(tmp_path, make):
@@ -90,7 +90,7 @@ def test_a_chunk_is_told_while_the_next_one_is_sampled_and_the_last_is_returned(
         tmp_path / "out.mp4",
         load_model=lambda: runs.parts()[0],
         decode=runs.decode,
-        tell=lambda done: order.append(("told", done.chunk)),
+        on_chunk=lambda done: order.append(("told", done.chunk)),
         hooks=Hooks(
             progress=lambda step: order.append(("step", step.chunk_index)),
             check_cancelled=lambda: time.sleep(0.02),  # a second a chunk: encoding takes less
@@ -191,7 +191,7 @@ def test_whatever_latents_depend_on_makes_other_chunks(make, change):
 @pytest.mark.parametrize(
     "change", [{"encoding": Encoding(30)}, {"encoding": Encoding(crf=30)}, {"codec": "another VAE"}]
 )
-def test_another_encoding_keeps_the_latents_and_makes_the_segments_anew(tmp_path, make, change):
+def test_another_encoding_keeps_the_latents_and_makes_the_parts_anew(tmp_path, make, change):
     make(runs.video(2))
     chunks = set((tmp_path / "run" / "chunks").iterdir())
     done = make(runs.video(2, **change), "other", load_model=None)
@@ -281,7 +281,7 @@ def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tm
             tmp_path / "out.mp4",
             load_model=lambda: runs.parts()[0],
             decode=runs.decode,
-            tell=fail,
+            on_chunk=fail,
         )
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("helios-encode")]
     frames = read_video(tmp_path / "run" / "preview.mp4").num_frames
