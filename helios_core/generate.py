@@ -142,6 +142,88 @@ def encoding_identity(job: Job, source: ModelSource, noise: NoiseSource, *what: 
     )
 
 
+@dataclass(frozen=True)
+class Words:
+    """The texts of a job, encoded: the script, and the rows of the negative prompt with their identity."""
+
+    script: EncodedSchedule
+    negative_rows: torch.Tensor
+    negative_identity: str
+
+
+def encode_words(source: ModelSource, job: Job) -> Words:
+    """Encode all texts of a job in one go: the text encoder is loaded once."""
+    directions = job.directions()
+    prompts = [segment.prompt for segment in directions.segments]
+    texts = [*dict.fromkeys([*prompts, job.negative_prompt])]
+    rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
+    identities = {text: fingerprint(source.text_fingerprint, text) for text in texts}
+    script = EncodedSchedule(
+        directions,
+        tuple(rows[prompt] for prompt in prompts),
+        job.pictures,
+        loras=job.loras,
+        identities=tuple(identities[prompt] for prompt in prompts),
+    )
+    return Words(script, rows[job.negative_prompt], identities[job.negative_prompt])
+
+
+def planned_video(
+    source: ModelSource,
+    job: Job,
+    settings: SamplingSettings,
+    noise: NoiseSource,
+    words: Words,
+    encode: Encode,
+    decoding: Decoding,
+) -> LongVideo:
+    """The video of a job: its first memory, and the plans of its chunks."""
+    script = words.script
+    pictures = script.anchors_in(job.chunks)
+    plans = ScriptedPlans(
+        script,
+        settings,
+        noise,
+        negative_rows=words.negative_rows if script.is_guided(job.chunks, settings) else None,
+        negative_identity=words.negative_identity,
+        anchors={chunk: encode(picture[None], ("anchor", chunk)) for chunk, picture in pictures.items()},
+        anchor_identities={
+            chunk: encoding_identity(job, source, noise, "anchor", chunk, picture)
+            for chunk, picture in pictures.items()
+        },
+        rerolls=job.rerolls,
+    )
+    schedule = script.schedule
+    return LongVideo(
+        memory=identified(first_memory(job, encode, noise), job, source, noise),
+        num_chunks=job.num_chunks,
+        plan=plans,
+        noise=noise,
+        model=ModelIdentity(source.name, source.fingerprint),
+        codec=decoding.name,
+        anti_drift=job.anti_drift,
+        encoding=job.encoding,
+        notes={
+            "prompt": schedule.segments[0].prompt,
+            "schedule": json.loads(schedule.to_json()),
+            "negative": job.negative_prompt,
+        },
+    )
+
+
+def check_options(
+    source: ModelSource, job: Job, settings: SamplingSettings, *, compile_blocks: bool, cuda_graphs: bool
+) -> None:
+    """Raise ValueError, before anything heavy is loaded, for options that do not go together."""
+    if cuda_graphs:
+        check_cuda_graphs(source.device, settings)
+    if job.loras and (compile_blocks or cuda_graphs):
+        raise ValueError(
+            "LoRAs whose strength changes over time do not go with compile or cuda_graphs, which would be made anew "
+            "for each strength. Leave those out, or take the LoRAs out of the schedule"
+        )
+
+
 def generate(
     source: ModelSource,
     job: Job,
@@ -165,55 +247,12 @@ def generate(
     changes nothing.
     """
     job.check(settings)
-    over_time = LorasOverTime(job.loras.values())
-    if cuda_graphs:
-        check_cuda_graphs(source.device, settings)
-    if job.loras and (compile_blocks or cuda_graphs):
-        raise ValueError(
-            "LoRAs whose strength changes over time do not go with compile or cuda_graphs, which would be made anew "
-            "for each strength. Leave those out, or take the LoRAs out of the schedule"
-        )
-    directions = job.directions()
-    prompts = [segment.prompt for segment in directions.segments]
-    texts = [*dict.fromkeys([*prompts, job.negative_prompt])]  # in one go: the text encoder is loaded once
-    rows = dict(zip(texts, source.encode_prompts(texts), strict=True))
-    identities = {text: fingerprint(source.text_fingerprint, text) for text in texts}
-    script = EncodedSchedule(
-        directions,
-        tuple(rows[prompt] for prompt in prompts),
-        job.pictures,
-        loras=job.loras,
-        identities=tuple(identities[prompt] for prompt in prompts),
-    )
+    check_options(source, job, settings, compile_blocks=compile_blocks, cuda_graphs=cuda_graphs)
     decoding = decoding or Decoding()
+    words = encode_words(source, job)
     codec = source.load_codec(decoding)
-    encode = encoder(job, codec)
-    pictures = script.anchors_in(job.chunks)
-    plans = ScriptedPlans(
-        script,
-        settings,
-        noise,
-        negative_rows=rows[job.negative_prompt] if script.is_guided(job.chunks, settings) else None,
-        negative_identity=identities[job.negative_prompt],
-        anchors={chunk: encode(picture[None], ("anchor", chunk)) for chunk, picture in pictures.items()},
-        anchor_identities={
-            chunk: encoding_identity(job, source, noise, "anchor", chunk, picture)
-            for chunk, picture in pictures.items()
-        },
-        rerolls=job.rerolls,
-    )
-    video = LongVideo(
-        memory=identified(first_memory(job, encode, noise), job, source, noise),
-        num_chunks=job.num_chunks,
-        plan=plans,
-        noise=noise,
-        model=ModelIdentity(source.name, source.fingerprint),
-        codec=decoding.name,
-        anti_drift=job.anti_drift,
-        encoding=job.encoding,
-        notes={"prompt": prompts[0], "schedule": json.loads(directions.to_json()), "negative": job.negative_prompt},
-    )
-
+    video = planned_video(source, job, settings, noise, words, encoder(job, codec), decoding)
+    over_time = LorasOverTime(job.loras.values())
     at_the_end = ExitStack()
 
     @cache
