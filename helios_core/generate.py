@@ -46,7 +46,7 @@ CLIP_FRAMES = 3 * FRAMES_PER_CHUNK
 
 @dataclass(frozen=True)
 class Job:
-    """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` goes on from a
+    """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` continues from a
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
@@ -83,7 +83,7 @@ class Job:
             check_memory(self.memory, width=self.width, height=self.height)
         if self.video is not None and len(self.video.frames) < FRAMES_PER_CHUNK:
             raise ValueError(
-                f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
+                f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to continue it"
             )
         chunks = self.chunks
         for chunk in (*self.later_prompts, *self.rerolls):
@@ -112,7 +112,7 @@ def encoder(job: Job, codec: Codec) -> Encode:
 
 
 def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
-    """The memory that the first chunk goes on from."""
+    """The memory that the first chunk continues from."""
     if job.memory is not None:
         return job.memory
     if job.image is not None:

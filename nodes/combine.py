@@ -229,7 +229,7 @@ def allocate_images(num_frames: int, height: int, width: int) -> torch.Tensor:
     size = f"{num_frames} frames of {width}x{height} as images take {needed / 1e9:.2f} GB of RAM"
     if needed > free:
         raise ValueError(
-            f"{size} and {free / 1e9:.2f} GB are free. Turn return_images off and go on from the written file, or make "
+            f"{size} and {free / 1e9:.2f} GB are free. Turn return_images off and use the written file, or make "
             "fewer chunks"
         )
     logger.info("%s; %.2f GB are free", size, free / 1e9)

@@ -1,4 +1,4 @@
-"""Helios Fast VAE: VAE -> VAE that decodes with the pack's own Wan VAE, in a dtype and a layout, compiled."""
+"""Helios Fast VAE: VAE -> VAE that decodes with the pack's own Wan VAE, in a dtype and a memory format, compiled."""
 
 from copy import copy
 

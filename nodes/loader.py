@@ -32,7 +32,7 @@ def list_models() -> dict[str, Path]:
 
 
 def find_model(name: str) -> Path:
-    """Path of a listed model. Raises ValueError, telling what to download and where to put it, for another name."""
+    """Path of a listed model. Raises ValueError, saying what to download and where to put it, for another name."""
     # Only what is listed is opened: a name like "../../secrets" leads nowhere.
     path = list_models().get(name)
     if path is not None:

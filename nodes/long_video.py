@@ -42,7 +42,7 @@ class HeliosLongVideo(io.ComfyNode):
             display_name="Helios Long Video",
             category=CATEGORY,
             description="Makes a video of any length in constant memory. Every finished chunk goes to disk at once: a "
-            "run that was cancelled or crashed goes on where it stopped when the graph is queued again, and a changed "
+            "run that was cancelled or crashed resumes where it stopped when the graph is queued again, and a changed "
             "prompt, seed or re-roll makes again only what comes after it.",
             inputs=[
                 model_input(),

@@ -286,7 +286,7 @@ def _read_timing(container: av.container.InputContainer, name: str) -> _Timing:
     stream = container.streams.video[0]
     rate = stream.average_rate or stream.base_rate
     if not rate:
-        logger.warning("%s does not tell its frame rate; taking %d", name, FRAME_RATE)
+        logger.warning("%s does not state its frame rate; taking %d", name, FRAME_RATE)
     rate = Fraction(rate or FRAME_RATE)
     ticks, keyframes, one_frame_each = [], [], stream.codec_context.name in _ONE_FRAME_A_PACKET
     for packet in container.demux(stream):

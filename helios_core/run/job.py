@@ -22,7 +22,7 @@ from .run_folder import RunFolder
 
 @dataclass(frozen=True)
 class LongVideo:
-    """What to make: `num_chunks` chunks of 33 frames that go on from `memory` (of one video, on the CPU).
+    """What to make: `num_chunks` chunks of 33 frames that continue from `memory` (of one video, on the CPU).
 
     Chunks are counted from the start of the video, so the first one here is `memory.chunk_index`, and `plan(chunk)`
     is asked for each, maybe more than once. `noise` is the video's own source; a plan with another one (a re-roll)
@@ -65,12 +65,12 @@ class LongVideo:
 
 @dataclass(frozen=True)
 class ChunkDone:
-    """Told of each chunk as soon as it can be seen in the preview. `chunk` is counted from the start of the video, and
+    """A finished chunk, reported as soon as the preview shows it. `chunk` is counted from the start of the video,
     `num_done` of `num_chunks` from the start of this job.
 
     `reused`: it was found on disk. `frames_per_second` and `eta_seconds` are of this session, None before a chunk was
-    made in it. `drift` tells of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read from
-    disk, so an event that is kept holds nothing big.
+    made in it. `drift` is the check of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read
+    from disk, so an event that is kept holds nothing big.
     """
 
     chunk: int

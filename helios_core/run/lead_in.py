@@ -1,4 +1,4 @@
-"""The clip that a video goes on from, as parts to be put before the new chunks: every frame once, colours kept."""
+"""The clip that a video continues, as parts to be put before the new chunks: every frame once, colours kept."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class RunFolder:
                     stream.write(b"\n")
 
     def journal(self) -> list[dict[str, Any]]:
-        """The records in order. Lines that were torn by a crash are left out: the files tell what is finished."""
+        """The records in order. Lines that were torn by a crash are left out: the files say what is finished."""
         path = self.path / JOURNAL
         if not path.is_file():
             return []

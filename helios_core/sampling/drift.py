@@ -1,4 +1,4 @@
-"""Adaptive anti-drifting (an option): when the latents leave their band, the model is told to trust its past less.
+"""Adaptive anti-drifting (an option): when the latents leave their band, the model is made to trust its past less.
 
 Mean and variance of each latent channel are followed with an exponential moving average. When a chunk is far from the
 average in both, a little noise is added to what the *next* chunks remember of it: a slightly corrupted past is what

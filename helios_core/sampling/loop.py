@@ -224,7 +224,7 @@ def check_finite(finite: list[torch.Tensor], place: str, prompt: PromptContext, 
     if all(verdicts):
         return
     if not memory.frames.isfinite().all():
-        where = "The memory that the chunk goes on from holds them already: make or load it anew"
+        where = "The memory that the chunk continues from holds them already: make or load it anew"
     elif not prompt.tokens.isfinite().all():
         where = "The prompt's tokens hold them already: the text encoder's output or the weights are damaged"
     else:

@@ -204,7 +204,7 @@ def model_title(settings: SamplingSettings) -> str:
 
 
 def settings_from_folder(folder: Path) -> SamplingSettings | None:
-    """Settings told by a published model folder, or None when it has no `scheduler/scheduler_config.json`.
+    """Settings stated by a published model folder, or None when it has no `scheduler/scheduler_config.json`.
 
     `folder` is the one with `model_index.json`, or its `transformer` subfolder. The variant's own steps and
     guidance are used; the schedule is the file's.

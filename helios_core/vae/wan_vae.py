@@ -48,7 +48,7 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """Tells frames apart that are decoded from the same latents; empty when exact."""
+        """Distinguishes frames that are decoded from the same latents; empty when exact."""
         if self == Decoding():
             return ""
         return " ".join([self.dtype, *["channels_last"] * self.channels_last, *["compiled"] * self.compiled])

@@ -1,4 +1,4 @@
-"""Tells ComfyUI's frontend how each chunk of a Helios Long Video run is doing, for the strip of chunks on the node.
+"""Reports to ComfyUI's frontend how each chunk of a Helios Long Video run is doing, for the node's strip.
 
 Two events go to the client that queued the run; a client that does not know them loses nothing by leaving them out.
 
@@ -25,8 +25,8 @@ list "helios_run" and with the states of the end, so that it is in ComfyUI's his
     filename, subfolder, type    what ComfyUI's /view takes to play the chunk; null before it is done
     thumbnail                    a JPEG at most 160 pixels wide or high as a data URL, or null
 
-A chunk is told as done at once, and once more with its thumbnail. Thumbnails are made in a thread of their own; where
-it falls behind they are left out, so that no chunk ever waits for one.
+A chunk is reported as done at once, and once more with its thumbnail. Thumbnails are made in a thread of their own;
+where it falls behind they are left out, so that no chunk ever waits for one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ChunkStrip:
         return {**self.about, "inputs": self.inputs, "chunks": list(chunks.values())}
 
     def watch(self, hooks: Hooks) -> Hooks:
-        """The same hooks, which also tell when a chunk begins."""
+        """The same hooks, which also report when a chunk begins."""
 
         def progress(step: StepDone) -> None:
             if self.chunks[step.chunk_index]["state"] == "queued":
@@ -205,5 +205,5 @@ def upstream_inputs(prompt: Mapping[str, Any], node_id: str | None) -> dict[str,
 
 def _send(event: str, payload: dict[str, Any]) -> None:
     server = PromptServer.instance
-    if server.client_id is not None:  # nobody asked to be told; without an id it would go to every client
+    if server.client_id is not None:  # nobody asked for reports; without an id it would go to every client
         server.send_sync(event, payload, server.client_id)

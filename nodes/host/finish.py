@@ -32,7 +32,7 @@ def video_source(video) -> Source:
 
 
 def video_identity(video) -> str:
-    """Tells this video from others, by its content."""
+    """Identifies this video, by its content."""
     if not isinstance(video, InputImpl.VideoFromFile):
         return fingerprint(tensor_samples(video.get_components().images))
     file = video.get_stream_source()
@@ -88,7 +88,7 @@ class ModelUpscaler:
                 if not _out_of_memory(error) or self._tile <= SMALLEST_TILE:
                     raise
                 self._tile //= 2
-                self.say(f"memory ran out in upscaling; going on with tiles of {self._tile} pixels")
+                self.say(f"memory ran out in upscaling; continuing with tiles of {self._tile} pixels")
                 comfy.model_management.soft_empty_cache()
                 continue
             return upscaled[0].movedim(-3, -1).clamp(0, 1)
@@ -156,7 +156,7 @@ class ModelInterpolator:
             if not _out_of_memory(error) or len(positions) == 1:
                 raise
         self._at_once, self._batch = False, 1
-        self.say("memory ran out in interpolating; going on with one frame at a time")
+        self.say("memory ran out in interpolating; continuing with one frame at a time")
         comfy.model_management.soft_empty_cache()
         return None
 
@@ -174,7 +174,7 @@ class ModelInterpolator:
                 if not _out_of_memory(error) or len(step) == 1:
                     raise
                 self._batch = len(step) // 2
-                self.say(f"memory ran out in interpolating; going on with {self._batch} frames at a time")
+                self.say(f"memory ran out in interpolating; continuing with {self._batch} frames at a time")
                 comfy.model_management.soft_empty_cache()
         return torch.cat(done)
 

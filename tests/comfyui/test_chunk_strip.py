@@ -1,4 +1,4 @@
-"""What the server tells of each chunk of a Helios Long Video run, and that telling it changes nothing."""
+"""What the server reports of each chunk of a Helios Long Video run, and that reporting changes nothing."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Helios Long Video and the memory nodes: on disk chunk by chunk, resumed, re-rolled, taken back, gone on from."""
+"""Helios Long Video and the memory nodes: on disk chunk by chunk, resumed, re-rolled, taken back, continued from."""
 
 import json
 import re

@@ -275,7 +275,7 @@ def release(folder, weights):
         ("full_distilled.safetensors", "mid", "mid", "its name says it is Distilled"),
         ("Helios-Base/weights.safetensors", "auto", "base", None),
         ("nameless.safetensors", "base", "base", None),
-        ("nameless.safetensors", "auto", "distilled", "nothing tells which Helios variant"),
+        ("nameless.safetensors", "auto", "distilled", "nothing says which Helios variant"),
     ],
 )
 def test_the_variant_is_read_and_a_mismatch_warns_in_words(

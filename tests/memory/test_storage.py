@@ -140,7 +140,7 @@ def test_a_file_with_other_facts_is_refused_in_words(tmp_path, change, message):
 def test_a_memory_of_another_size_or_format_cannot_be_gone_on_from():
     memory = a_memory()
     check_memory(memory, width=48, height=32, channels=16)
-    with pytest.raises(ValueError, match="of a 48x32 video and cannot go on at 64x32"):
+    with pytest.raises(ValueError, match="of a 48x32 video and cannot continue at 64x32"):
         check_memory(memory, width=64)
     with pytest.raises(ValueError, match="16 latent channels and 48 are needed"):
         check_memory(memory, channels=48)
@@ -153,7 +153,7 @@ def test_a_memory_from_another_model_is_used_with_a_warning(caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         check_memory(a_memory(), model=ModelIdentity("other.safetensors", "def"))
-    assert "'helios.safetensors' and goes on with 'other.safetensors'" in caplog.text
+    assert "'helios.safetensors' and continues with 'other.safetensors'" in caplog.text
 
 
 # Whole or not at all

@@ -1,4 +1,4 @@
-"""Going on from a clip: every frame of it once, at its time, in its colours, and then the new chunks."""
+"""Continuing a clip: every frame of it once, at its time, in its colours, and then the new chunks."""
 
 from fractions import Fraction
 

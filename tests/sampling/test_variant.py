@@ -29,7 +29,7 @@ def test_the_name_nearest_to_the_file_tells(path, variant, caplog):
 @pytest.mark.parametrize("path", ["database/midnight.safetensors", "mid_or_base.safetensors", "video.safetensors"])
 def test_a_name_that_does_not_tell_is_distilled_with_a_warning(path, caplog):
     assert choose_variant(Path(path), None) == VARIANTS["distilled"]
-    assert "nothing tells" in caplog.text
+    assert "nothing says" in caplog.text
 
 
 def test_the_files_own_schedule_is_used_when_it_is_of_the_chosen_variant():
