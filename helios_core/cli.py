@@ -201,7 +201,7 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--overlap-vae",
         action="store_true",
-        help="decode a chunk while the next one is sampled, on the same GPU: exact, takes the memory of both at once",
+        help="decode a chunk while the next one is sampled, on the same GPU: exact, takes the memory of both there",
     )
     add_sampling_options(make)
 
@@ -237,7 +237,7 @@ def add_convert(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         "convert",
         help="turn weights into one safetensors file",
         description="Read Helios weights of any layout (a release folder, shards, one file, scaled fp8, GGUF) and "
-        "write them as one safetensors file with config and variant inside. One tensor is in memory at a time.",
+        "write them as one safetensors file with config and variant inside. One tensor is in RAM at a time.",
     )
     convert.set_defaults(run=run_convert)
     convert.add_argument("source", type=Path, help="file or folder")

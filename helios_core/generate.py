@@ -1,4 +1,4 @@
-"""From words and files to a video: what the command line asks for, made ready for the engine in `long_video`."""
+"""From words and files to a video: what the command line asks for, made ready for `make_video`."""
 
 from __future__ import annotations
 

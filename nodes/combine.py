@@ -42,7 +42,7 @@ class HeliosVideoCombine(io.ComfyNode):
             display_name="Helios Video Combine",
             category=CATEGORY,
             description="Decodes latents chunk by chunk straight into a video file in the output folder, so that "
-            "memory does not grow with the video; or writes frames that are already decoded. The workflow is saved in "
+            "RAM use does not grow with the video; or writes frames that are already decoded. The workflow is saved in "
             "the file.",
             inputs=[
                 io.Float.Input(

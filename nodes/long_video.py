@@ -41,7 +41,7 @@ class HeliosLongVideo(io.ComfyNode):
             node_id="HeliosLongVideo",
             display_name="Helios Long Video",
             category=CATEGORY,
-            description="Makes a video of any length in constant memory. Every finished chunk goes to disk at once: a "
+            description="Makes a video of any length in constant RAM. Every finished chunk goes to disk at once: a "
             "run that was cancelled or crashed resumes where it stopped when the graph is queued again, and a changed "
             "prompt, seed or re-roll makes again only what comes after it.",
             inputs=[
@@ -119,7 +119,7 @@ class HeliosLongVideo(io.ComfyNode):
                     optional=True,
                     default=False,
                     tooltip="Decode a chunk while the next one is sampled, on the same GPU. The video is the same. "
-                    "Takes the memory of both at once, and acts only where model and VAE fit on the GPU together.",
+                    "Takes the GPU memory of both at once, and acts only where model and VAE fit on the GPU together.",
                 ),
             ],
             outputs=[

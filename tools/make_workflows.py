@@ -230,7 +230,7 @@ def long_t2v(flow: "Flow") -> None:
         "Every finished chunk goes to `output/helios_runs/<run_name>` at once. Cancel, or lose power, and queue the "
         "graph again: it resumes where it stopped and ends in the same file.\n\n"
         "Change the prompt, or give one chunk another seed with `reroll` (as in `12:77`): only what comes after is "
-        "made again. Memory stays the same however long the video.\n\n"
+        "made again. RAM and GPU memory stay the same however long the video.\n\n"
         "To make it larger and smoother, connect the video to *Helios Finish Video*: see the template *finish*.",
     )
     model, clip, vae = models(flow)
@@ -450,9 +450,9 @@ def finish(flow: "Flow") -> None:
     """A clip of the demo, four times as large, in a file to deliver."""
     flow.note(
         "Finish a video",
-        "Helios Finish Video makes any video larger and smoother, piece by piece on disk: cancel and queue again to go "
-        "on. The clip here is the demo's, so that the graph runs anywhere; connect *Load Video* or *Helios Long Video* "
-        "in its place.\n\n"
+        "Helios Finish Video makes any video larger and smoother, piece by piece on disk: cancel and queue again to "
+        "resume. The clip here is the demo's, so that the graph runs anywhere; connect *Load Video* or *Helios Long "
+        "Video* in its place.\n\n"
         "**A real upscaler:** put a model into `models/upscale_models`, add *Load Upscale Model* and connect it to "
         "`upscale_model`. Set `scale` to 0 for the model's own size, or give the width and height to deliver, such as "
         "1920 x 1152: a Lanczos filter makes the exact size. Without a model the filter does all, as here.\n\n"

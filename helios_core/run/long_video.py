@@ -165,9 +165,7 @@ class _Run:
         self.folder.save_chunk(key, chunk)
         check = chunk.drift_check
         seconds = round(time.monotonic() - started, 3)
-        self.folder.note(
-            "chunk", key=key, seed=seed, seconds=seconds, time=time.time(), drift=check and asdict(check)
-        )
+        self.folder.note("chunk", key=key, seed=seed, seconds=seconds, time=time.time(), drift=check and asdict(check))
         self.drift_checks[position] = check
         self.latest = (position, chunk)
         return chunk

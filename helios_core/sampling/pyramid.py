@@ -22,8 +22,8 @@ from .settings import ScheduleConfig
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """Steps of one stage: `sigmas` (n + 1 values, the last 0) local to the stage, and `timesteps` (n values, on the
-    scale 0..1000) as the model is given them."""
+    """The noise schedule of one stage: `sigmas` (n + 1 values, the last 0) local to the stage, and
+    `timesteps` (n values, on the scale 0..1000) as the model is given them."""
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
