@@ -55,7 +55,7 @@ class HeliosContext(io.ComfyNode):
                     "resize",
                     options=RESIZE_MODES,
                     default="crop",
-                    tooltip="How image or video are brought to the size: crop the longer side, stretch, or pad with "
+                    tooltip="How the image or video is brought to the size: crop the longer side, stretch, or pad with "
                     "black.",
                 ),
                 io.Int.Input(
