@@ -165,18 +165,21 @@ def test_cancelling_while_a_chunk_is_decoded_loses_nothing(tmp_path):
     job = runs.video(3)
     plan = job.plan
     job = replace(job, plan=lambda chunk: replace(plan(chunk), settings=settings))
-    decoding = []
-    cancelled = threading.Event()
+    decoding, asked = [], []
+    begun, cancelled = threading.Event(), threading.Event()
 
     def decode(latents):
         decoding.append("begun")
+        begun.set()
         cancelled.wait(60)  # however few processors there are, the decoder is at work when the user cancels
         frames = runs.decode(latents)
         decoding.append("done")
         return frames
 
     def cancel():
-        if decoding == ["begun"]:  # the sampler is in chunk 1, the decoder in chunk 0
+        asked.append(1)
+        if len(asked) > 1 + 20 and not cancelled.is_set():  # the sampler is at chunk 1, the decoder in chunk 0
+            assert begun.wait(60)
             cancelled.set()
             raise Cancelled
 
