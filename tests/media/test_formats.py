@@ -205,7 +205,7 @@ def test_sound_that_is_too_short_is_followed_by_silence(channels, tmp_path):
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0.5, 0.25), (-0.4, 1.15)])
-def test_the_video_begins_where_it_is_told_in_the_sound(start, expected, tmp_path):
+def test_the_video_begins_where_it_is_asked_to_in_the_sound(start, expected, tmp_path):
     sound = click(0.75, 5).starting_at(start)
     assert heard(write(tmp_path / "a.mp4", photo(36, 64, 64), sound=sound))[0] == pytest.approx(expected, abs=0.01)
 

@@ -203,7 +203,7 @@ def test_any_write_may_find_the_disk_full(tmp_path, unbroken, monkeypatch, faili
     assert_resumes(tmp_path, unbroken)
 
 
-def test_a_disk_known_to_be_too_small_is_told_beforehand_with_the_numbers(tmp_path, monkeypatch):
+def test_a_disk_known_to_be_too_small_is_reported_beforehand_with_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("helios_core.run.disk.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 1e9, 5e4))
     needed = estimate_disk_use(runs.video().memory, 3)
     with pytest.raises(OSError, match=rf"the video needs about {(needed.run_folder + needed.video) / 1e6:.1f} MB"):

@@ -66,7 +66,7 @@ def test_the_join_adds_no_frame_twice_leaves_none_out_and_shifts_no_colour(tmp_p
             assert shift.mean((0, 1, 2)).abs().max() < 1.5
 
 
-def test_a_clip_of_another_rate_goes_on_at_its_own_speed(tmp_path):
+def test_a_clip_of_another_rate_continues_at_its_own_speed(tmp_path):
     write_clip(tmp_path / "clip.mp4", 60, frame_rate=30)
     extended = read_video(extend(tmp_path, tmp_path / "clip.mp4"))
     assert extended.frame_rate == 24

@@ -65,7 +65,7 @@ def test_a_file_that_a_scanner_holds_for_a_moment_is_replaced_after_it(tmp_path,
     assert path.read_bytes() == b"after"
 
 
-def test_a_film_whose_place_stays_taken_is_kept_beside_it_under_a_name_that_is_told(tmp_path, monkeypatch):
+def test_a_film_whose_place_stays_taken_is_kept_beside_it_under_a_name_that_is_reported(tmp_path, monkeypatch):
     frames = noise_frames(5, 32, 48)
     path = tmp_path / "film.mp4"
     path.write_bytes(b"the one before, open in a player")
@@ -116,7 +116,7 @@ def test_a_file_system_that_refuses_to_flush_takes_files_all_the_same(tmp_path, 
     assert read_video(tmp_path / "out.mp4").num_frames == 33
 
 
-def test_a_disk_that_fails_to_flush_is_told(tmp_path, monkeypatch):
+def test_a_disk_that_fails_to_flush_is_reported(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
