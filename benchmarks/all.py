@@ -4,9 +4,9 @@
     python -m benchmarks.all --comfyui ~/ComfyUI --write                   on a CPU
     python -m benchmarks.all --quick                                       only tries the commands, in minutes
 
-Each part is a command of its own, in a process of its own; what it does is said at its top. A part that fails is told
-at the end and stops no other. Needs what the tests need; `--python` names the Python that runs ComfyUI, if that is
-another one. `--scratch` keeps the random weights of the ComfyUI parts (44 GB) for the next time.
+Each part is a command of its own, in a process of its own; what it does is said at its top. A part that fails is
+reported at the end and stops no other. Needs what the tests need; `--python` names the Python that runs ComfyUI, if
+that is another one. `--scratch` keeps the random weights of the ComfyUI parts (44 GB) for the next time.
 """
 
 from __future__ import annotations

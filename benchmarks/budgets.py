@@ -57,29 +57,29 @@ def row_of_ours(setup: Setup, gib: float, graph: str) -> Row:
     arguments += ["--graph", graph, "--gib", str(gib), "--rounds", str(setup.rounds), "--json"]
     name = f"ComfyUI-Helios, {graph.removeprefix('random-')} weights"
     try:
-        (told,) = answer_of("benchmarks.comfyui", arguments, python=setup.python)
+        (reported,) = answer_of("benchmarks.comfyui", arguments, python=setup.python)
     except FailedError as fault:
         return Row(gib, name, error=str(fault))
-    seconds = [total / told["chunks"] for total in told["seconds"]]
-    return Row(gib, name, seconds, max(told["peaks"], default=0), told["error"])
+    seconds = [total / reported["chunks"] for total in reported["seconds"]]
+    return Row(gib, name, seconds, max(reported["peaks"], default=0), reported["error"])
 
 
 def row_of_diffusers(setup: Setup, gib: float, offload: str) -> Row:
     arguments = ["--device", setup.device, "--gib", str(gib), "--offload", offload, "--runs", str(setup.rounds)]
     name = f"diffusers, {'no' if offload == 'none' else offload} offload"
     try:
-        told = answer_of("benchmarks.budget_diffusers", arguments)
+        reported = answer_of("benchmarks.budget_diffusers", arguments)
     except FailedError as fault:
         return Row(gib, name, error=str(fault))
-    return Row(gib, name, told["seconds"], told["peak"], told["error"])
+    return Row(gib, name, reported["seconds"], reported["peak"], reported["error"])
 
 
 def rows_table(rows: list[Row]) -> list[str]:
     header = ["memory", "", "seconds per chunk, median (spread)", "frames per second", "peak of the allocator"]
-    return table(header, [[f"{row.gib:g} GB", row.name, *told(row)] for row in rows])
+    return table(header, [[f"{row.gib:g} GB", row.name, *cells(row)] for row in rows])
 
 
-def told(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
     """The cells of a row after its name."""
     if not row.seconds:
         words = " ".join(row.error.split())

@@ -12,9 +12,9 @@ All are up at once, so their models must fit together.
 
 After a run that warms up, the graphs run in turns. Every number named seed or noise_seed in them is another in each
 round, the same for all graphs, so that the cache does not answer; loaders and prompts stay in the cache, as for a user
-who queues again. Told are seconds, their ratio to the first graph's, the seconds of each node, and peak memory: of the
-process on a CPU, of torch's allocator on a GPU. A graph that fails (out of memory is the usual reason) is told with its
-error, and the others go on.
+who queues again. Reported are seconds, their ratio to the first graph's, the seconds of each node, and peak memory: of
+the process on a CPU, of torch's allocator on a GPU. A graph that fails (out of memory is the usual reason) is reported
+with its error, and the others follow.
 
 `--gib 6` gives each server a card of 6 GiB; see comfyui_nodes.
 """
@@ -211,7 +211,7 @@ def measure(host: Host, names: list[str], num_rounds: int) -> list[Measured]:
         return [entry.measured for entry in made]
 
 
-# Telling of it
+# Reporting it
 
 
 def graphs_table(results: list[Measured]) -> list[str]:
@@ -279,8 +279,8 @@ def main() -> int:
     print("\n".join(lines))
     if options.write:
         device = torch.device(options.device)
-        told = f"`{command_line('comfyui', sys.argv[1:])}` – {facts(device, f'ComfyUI {comfyui.name}')}."
-        write_section(PAGE, section, "\n".join([told, "", *lines]))
+        reported = f"`{command_line('comfyui', sys.argv[1:])}` – {facts(device, f'ComfyUI {comfyui.name}')}."
+        write_section(PAGE, section, "\n".join([reported, "", *lines]))
     return int(any(result.error for result in results))
 
 

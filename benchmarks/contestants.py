@@ -230,7 +230,7 @@ def watched(case: Case, parts: Parts) -> Iterator[Stopwatch]:
             setattr(module, name, watch.wrap(part, getattr(module, name)))
             stack.callback(delattr, module, name)
         here = sys.modules[__name__]
-        for module, name in ((long_video, "write_segment"), (long_video, "join_segments"), (here, "write_film")):
+        for module, name in ((long_video, "write_part"), (long_video, "join_parts"), (here, "write_film")):
             timed = watch.wrap("encode", getattr(module, name), on_host=True)
             stack.enter_context(mock.patch.object(module, name, timed))
         yield watch

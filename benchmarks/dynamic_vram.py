@@ -119,7 +119,7 @@ class Peaks:
 
 
 def process_memory(pid: int) -> dict[str, int]:
-    """Bytes of a process by kind, as Linux tells them; zeros elsewhere."""
+    """Bytes of a process by kind, as Linux reports them; zeros elsewhere."""
     status = Path(f"/proc/{pid}/status")
     found = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB", status.read_text() if status.is_file() else "", re.MULTILINE))
     return {kind: int(found.get(kind, 0)) * 1024 for kind in ("RssAnon", "RssFile", "RssShmem")}

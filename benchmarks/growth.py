@@ -6,7 +6,7 @@
 
 Both make the same video: same weights (the demo's shape, random), same tiny VAE, same prompt, size and steps, one step
 in each of three stages; ours to a run folder and an mp4, diffusers' to a tensor of frames, which is what it gives. Each
-runs in a process of its own. Time is the processor's, so that other work on the machine counts little. Told is the
+runs in a process of its own. Time is the processor's, so that other work on the machine counts little. Reported is the
 change from chunk 3, by when all that is made once has been made, to the last: medians of a window of twelve chunks that
 starts at chunk 3 and of the last twelve.
 
@@ -164,11 +164,11 @@ def run_diffusers(num_chunks: int) -> list[Sample]:
 
 def measure(side: str, num_chunks: int) -> list[Sample]:
     """Run one side in a process of its own, so that neither's memory is the other's."""
-    told = answer_of("benchmarks.growth", ["--side", side, "--chunks", str(num_chunks)])
-    return [Sample(**sample) for sample in told]
+    reported = answer_of("benchmarks.growth", ["--side", side, "--chunks", str(num_chunks)])
+    return [Sample(**sample) for sample in reported]
 
 
-# Telling of it
+# Reporting it
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
@@ -224,10 +224,10 @@ def plot(results: dict[str, list[Sample]], path: Path) -> None:
 def save(results: dict[str, list[Sample]]) -> None:
     """The numbers and the picture, in benchmarks/results."""
     RESULTS.mkdir(exist_ok=True)
-    told = {side: [asdict(sample) for sample in samples] for side, samples in results.items()}
+    reported = {side: [asdict(sample) for sample in samples] for side, samples in results.items()}
     where = {"machine": platform.machine(), "size": [WIDTH, HEIGHT], "threads": 1}
     versions = {name: installed(name) for name in ("torch", "diffusers")}
-    (RESULTS / "growth.json").write_text(json.dumps({**versions, **where, **told}) + "\n")
+    (RESULTS / "growth.json").write_text(json.dumps({**versions, **where, **reported}) + "\n")
     plot(results, RESULTS / "growth.png")
 
 
@@ -262,8 +262,8 @@ def main() -> int:
     if options.chunks >= MINUTE:
         save(results)
     if options.write:
-        told = f"`{command_line('growth', sys.argv[1:])}` – {facts(torch.device('cpu'))}."
-        write_section(PAGE, "growth", "\n".join([told, "", *lines]))
+        reported = f"`{command_line('growth', sys.argv[1:])}` – {facts(torch.device('cpu'))}."
+        write_section(PAGE, "growth", "\n".join([reported, "", *lines]))
     faults = too_much(results["ours"])
     if faults:
         print("\n".join(faults), file=sys.stderr)

@@ -8,7 +8,7 @@
     python -m benchmarks.loading --write            and put the table into BENCHMARKS.md
 
 Each load is a process of its own; its time counts from an imported torch to a model whose weights can be used, its RAM
-is what the process has grown by at its peak, told apart in pages of its own and pages of files (/proc/self/smaps). In
+is what the process has grown by at its peak, divided into pages of its own and pages of files (/proc/self/smaps). In
 rounds, `cat FILE > /dev/null` and the load take turns. Cold: the file's pages are taken out of the page cache first
 (posix_fadvise; what is dirty is written out before). The weights are zeros in layout and size of the published model,
 with fewer blocks; zeros are bytes like any others here, as the file is written in full.

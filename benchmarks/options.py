@@ -7,7 +7,7 @@
 Each option makes the same videos as the exact run, from the same noise. Printed is a table in Markdown: the relative
 error of the latents (RMS of the difference over RMS of the exact ones), the PSNR of the decoded frames, how many
 forwards a chunk took, and seconds per chunk without decoding: on a CPU of processor time, which other work on the
-machine disturbs less. The error of the first chunk is given apart: later chunks go on from the error of those before.
+machine disturbs less. The error of the first chunk is given apart: later chunks build on the error of those before.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def describe(subject: Subject) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="published Helios folder (default: the demo and random weights)")
-    parser.add_argument("--variant", help="of the model, if its folder does not tell")
+    parser.add_argument("--variant", help="of the model, if its folder does not say")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the published model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", choices=("demo", "random"), help="of the two that need no folder")

@@ -31,6 +31,6 @@ def answer_of(
         check=False,
     )
     if done.returncode != 0:
-        told = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-ERROR_LINES:])
-        raise FailedError(f"{module} ended with code {done.returncode}:\n{told}")
+        reported = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-ERROR_LINES:])
+        raise FailedError(f"{module} ended with code {done.returncode}:\n{reported}")
     return json.loads(done.stdout.splitlines()[-1])

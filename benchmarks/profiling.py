@@ -1,7 +1,7 @@
 """Where the time of our side goes: shares of each kind of work in each part, and the distance to the device's peak.
 
-Kinds are told by the name of torch's operation. The peak is what this device does in one large matrix product, measured
-here; the operations of a stage are counted by `helios_core.report.cost`.
+Kinds are known by the name of torch's operation. The peak is what this device does in one large matrix product,
+measured here; the operations of a stage are counted by `helios_core.report.cost`.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def peak_bytes(contestant: Contestant, case: Case, parts: Parts) -> tuple[int, t
     return live.peak, latents
 
 
-# Telling of it
+# Reporting it
 
 
 def speed_table(results: list[Result]) -> list[str]:
@@ -143,8 +143,8 @@ def parts_table(results: list[Result]) -> list[str]:
 
 
 def lines_of(results: list[Result]) -> list[str]:
-    told = [f"{result.case.name} {result.difference:.0e}" for result in results]
-    largest = f"Largest difference of the latents, in standard deviations: {', '.join(told)}."
+    reported = [f"{result.case.name} {result.difference:.0e}" for result in results]
+    largest = f"Largest difference of the latents, in standard deviations: {', '.join(reported)}."
     return [*speed_table(results), "", *parts_table(results), "", largest]
 
 
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--films", type=int, help="pairs of whole films (default: 1 on a CPU, 3 on a GPU)")
     parser.add_argument("--only", default="", help="only the cases with this in their name")
     parser.add_argument("--compile", action="store_true", help="our blocks go through torch.compile")
-    parser.add_argument("--profile", action="store_true", help="tell where our time goes in the first case")
+    parser.add_argument("--profile", action="store_true", help="report where our time goes in the first case")
     parser.add_argument("--quick", action="store_true", help="a model so small that only the command is tried")
     parser.add_argument("--write", action="store_true", help="put the tables into BENCHMARKS.md")
     options = parser.parse_args()
@@ -195,8 +195,8 @@ def main() -> int:
         del parts  # two of the 14B model do not fit
     if options.write:
         dtypes = "fp32" if device.type == "cpu" else "bf16, VAE fp32"
-        told = f"`{command_line('speed', sys.argv[1:])}` – {facts(device, dtypes)}."
-        lines = [told, "", *lines_of(results), *(["", *profile] if profile else [])]
+        reported = f"`{command_line('speed', sys.argv[1:])}` – {facts(device, dtypes)}."
+        lines = [reported, "", *lines_of(results), *(["", *profile] if profile else [])]
         write_section(PAGE, section, "\n".join(lines))
     return 0
 

@@ -27,7 +27,7 @@ class Stopwatch:
     def wrap(self, part: str | Callable[..., str], function: Callable, *, on_host: bool = False) -> Callable:
         """`function`, timed as `part`, which may depend on its arguments; work of the host alone with `on_host`.
 
-        The profiler is told of the part too.
+        The profiler gets the part too.
         """
 
         def timed(*args, **kwargs):

@@ -6,10 +6,10 @@
     python -m benchmarks.vae --write             and put the tables into BENCHMARKS.md
 
 All decode the same latents, one after the other, round after round in an order that alternates, so that what else the
-machine does falls on all; on the CPU it is processor time that is told. Half precision is slow there (few CPUs compute
-in it), so that it is told for the demo alone, for its PSNR; and what is compiled is for a GPU. Memory is what lives
-besides weights at the peak: on the CPU counted in tensors, on a GPU by the allocator. PSNR is against diffusers in true
-float32; random weights make noise, which rounds worse than a picture.
+machine does falls on all; on the CPU it is processor time that is reported. Half precision is slow there (few CPUs
+compute in it), so that it is reported for the demo alone, for its PSNR; and what is compiled is for a GPU. Memory is
+what lives besides weights at the peak: on the CPU counted in tensors, on a GPU by the allocator. PSNR is against
+diffusers in true float32; random weights make noise, which rounds worse than a picture.
 """
 
 from __future__ import annotations
@@ -182,9 +182,9 @@ def table(case: Case, results: dict[str, Result]) -> list[str]:
         runs = result.milliseconds
         ratio = median(a / b for a, b in zip(results[THEIRS].milliseconds, runs, strict=True))
         peak = "" if result.peak is None else f"{result.peak / 2**20:.1f} MiB"
-        told = "exact" if math.isinf(result.psnr) else f"{result.psnr:.1f} dB"
+        reported = "exact" if math.isinf(result.psnr) else f"{result.psnr:.1f} dB"
         lines.append(
-            f"| {name} | {median(runs):.0f} ({min(runs):.0f} to {max(runs):.0f}) | {ratio:.2f}x | {peak} | {told} |"
+            f"| {name} | {median(runs):.0f} ({min(runs):.0f} to {max(runs):.0f}) | {ratio:.2f}x | {peak} | {reported} |"
         )
     return lines
 
@@ -213,7 +213,7 @@ def overlap_table(case: Case, way: str, device: torch.device, rounds: int) -> li
         decoded(latents).cpu()
 
     def beside(_: torch.Tensor) -> None:
-        sample(count)  # the host goes on at once
+        sample(count)  # the host continues at once
         side(latents)
 
     runs = {"after": [], "beside": []}

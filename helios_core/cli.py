@@ -1,5 +1,5 @@
-"""Command line of `python -m helios_core`: `demo` shows the embedded model, `generate` makes a video, `info` tells what
-a run will cost, `convert` turns weights of any layout into one file.
+"""Command line of `python -m helios_core`: `demo` shows the embedded model, `generate` makes a video, `info` reports
+what a run will cost, `convert` turns weights of any layout into one file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .generate import CLIP_FRAMES, Job, generate
 from .geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_size
 from .media.formats import MP4_H264, MissingEncoderError
 from .media.frames import contact_sheet, read_image
+from .media.parts import Encoding
 from .media.reader import read_video
-from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import load_memory, save_memory
 from .model.config import TransformerConfig
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("error: %s", in_words(fault))
         return 2
     except KeyboardInterrupt:
-        logger.error("stopped; the same command goes on, and preview.mp4 in the run folder plays what there is")
+        logger.error("stopped; the same command resumes, and preview.mp4 in the run folder plays what there is")
         return 130
     return 0
 
@@ -121,9 +121,9 @@ def add_generate(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     make.add_argument("--negative-prompt", default="", help="what to stay away from (with guidance)")
     start = make.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, help="image-to-video: the picture to start from")
-    start.add_argument("--video", type=Path, help="video-to-video: the clip to go on from, at least 33 frames")
+    start.add_argument("--video", type=Path, help="video-to-video: the clip to continue, at least 33 frames")
     make.add_argument("--keep-video", action="store_true", help="put the whole clip of --video before the new chunks")
-    start.add_argument("--memory", type=Path, help="go on, exactly, from a memory saved with --save-memory")
+    start.add_argument("--memory", type=Path, help="continue, exactly, from a memory saved with --save-memory")
     make.add_argument("--save-memory", type=Path, help="also save the memory after the last chunk")
     make.add_argument(
         "--then",
@@ -201,7 +201,7 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--overlap-vae",
         action="store_true",
-        help="decode a chunk while the next one is sampled, on the same GPU: exact, takes the memory of both at once",
+        help="decode a chunk while the next one is sampled, on the same GPU: exact, takes the memory of both there",
     )
     add_sampling_options(make)
 
@@ -219,7 +219,7 @@ def add_runs(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 def add_info(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     info = add_parser(
         "info",
-        help="tell what a run costs, or what a file is",
+        help="report what a run costs, or what a file is",
         description="Tokens, TFLOP and memory of a run; with FILE what that file is: a Helios transformer (layout, "
         "variant, how each kind of layer is stored), a LoRA (how much of it fits), or something else.",
     )
@@ -237,7 +237,7 @@ def add_convert(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         "convert",
         help="turn weights into one safetensors file",
         description="Read Helios weights of any layout (a release folder, shards, one file, scaled fp8, GGUF) and "
-        "write them as one safetensors file with config and variant inside. One tensor is in memory at a time.",
+        "write them as one safetensors file with config and variant inside. One tensor is in RAM at a time.",
     )
     convert.set_defaults(run=run_convert)
     convert.add_argument("source", type=Path, help="file or folder")
@@ -323,7 +323,7 @@ def run_generate(options: argparse.Namespace) -> None:
         width=options.width or (memory or source).width,
         height=options.height or (memory or source).height,
         image=read_image(options.image) if options.image else None,
-        # At the new video's rate, so that things go on moving as fast as they did.
+        # At the new video's rate, so that things keep moving as fast as they did.
         video=read_video(options.video, last_frames=CLIP_FRAMES, frame_rate=options.frame_rate)
         if options.video
         else None,
@@ -341,7 +341,7 @@ def run_generate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     shown = []
 
-    def tell(done: ChunkDone) -> None:
+    def report(done: ChunkDone) -> None:
         logger.info("%s", describe_chunk(done))
         if options.sheet:
             shown.append(done.frames()[::8])
@@ -353,7 +353,7 @@ def run_generate(options: argparse.Namespace) -> None:
         noise,
         folder=folder,
         path=options.out,
-        tell=tell,
+        on_chunk=report,
         hooks=Hooks(progress=log_step),
         compile_blocks=options.compile,
         decoding=Decoding(options.vae_dtype, options.vae_channels_last, options.vae_compile),
@@ -425,7 +425,7 @@ def numbered(values: list[str], convert: Callable[[str], Any]) -> dict[int, Any]
 
 
 def describe_chunk(done: ChunkDone) -> str:
-    """What is told of a finished chunk."""
+    """What is reported of a finished chunk."""
     what = f"chunk {done.num_done} of {done.num_chunks}: {done.seconds_of_video:.1f} s of video"
     if done.reused:
         return f"{what}, found finished"

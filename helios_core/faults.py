@@ -1,4 +1,4 @@
-"""What is told of an exception besides its own message."""
+"""What is reported of an exception besides its own message."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Memory files, and how anything is written here: whole or not at all.
 
 A memory file is a safetensors file with the tensors `frames` and, when there is one, `anchor`, and one JSON text in
-its metadata that tells the rest. Nothing but tensors and JSON is ever read, so a file from a stranger cannot run code.
+its metadata that says the rest. Nothing but tensors and JSON is ever read, so a file from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def written_atomically(path: Path, *, precious: bool = False) -> Iterator[Path]:
     A crash at any moment leaves at `path` what was there before, or the whole new file; after a power cut, too, since
     file and folder are flushed to the disk. When the block raises, the temporary file is removed. What a killed
     process left behind is named so that `remove_unfinished` finds it. A `precious` file that cannot be put at `path`
-    (another program has the older one open) is kept beside it under a name that the OSError tells.
+    (another program has the older one open) is kept beside it under a name that the OSError gives.
     """
     unfinished = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
     try:
@@ -95,7 +95,7 @@ def _put(unfinished: Path, path: Path, precious: bool) -> None:
 
 def remove_unfinished(folder: Path, stem: str = "*") -> None:
     """Remove what killed processes left half-written in `folder`, for files of that stem or all. What another process
-    is writing stays, on systems that can tell."""
+    is writing stays, on systems that can say."""
     name = stem if stem == "*" else glob.escape(stem)
     for leftover in folder.glob(f".{name}.*{_TEMPORARY}*"):
         if not _is_being_written(leftover):
@@ -245,7 +245,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 def check_tensors(path: Path, kind: str) -> None:
-    """Raise as `load_tensors` does, for all that can be told without reading the tensors (cut off, of another kind)."""
+    """Raise as `load_tensors` does, for all that can be seen without reading the tensors (cut off, of another kind)."""
     with _opened(path, kind):
         pass
 

@@ -1,6 +1,6 @@
 """Fingerprints: a short name for a value that changes when any bit of the value does.
 
-They tell whether a chunk on disk is the one that is wanted: same model, same prompt, same seed, same past.
+They show whether a chunk on disk is the one that is wanted: same model, same prompt, same seed, same past.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _tensor_pieces(stream: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def tensor_samples(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Shape, and values spread evenly over the tensor: enough to tell two trained tensors apart."""
+    """Shape, and values spread evenly over the tensor: enough to distinguish two trained tensors."""
     flat = tensor.reshape(-1)
     return tuple(tensor.shape), flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)]
 

@@ -1,4 +1,4 @@
-"""From words and files to a video: what the command line asks for, made ready for the engine in `long_video`."""
+"""From words and files to a video: what the command line asks for, made ready for `make_video`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from .fingerprint import fingerprint
 from .geometry import FRAMES_PER_CHUNK, check_num_chunks, check_size
 from .media.frames import from_pixels, resize_frames, to_pixels
+from .media.parts import Encoding
 from .media.reader import Clip
-from .media.segments import Encoding
 from .memory.memory import HeliosMemory
 from .memory.storage import ModelIdentity, check_memory
 from .model.transformer import HeliosTransformer
@@ -46,7 +46,7 @@ CLIP_FRAMES = 3 * FRAMES_PER_CHUNK
 
 @dataclass(frozen=True)
 class Job:
-    """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` goes on from a
+    """What to make: `image` (H, W, 3) uint8 makes it image-to-video, `video` video-to-video, `memory` continues from a
     saved one exactly, none of them text-to-video.
 
     `later_prompts` are prompts that hold from a chunk on, or `schedule` has them all and takes the place of `prompt`;
@@ -83,7 +83,7 @@ class Job:
             check_memory(self.memory, width=self.width, height=self.height)
         if self.video is not None and len(self.video.frames) < FRAMES_PER_CHUNK:
             raise ValueError(
-                f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to go on from"
+                f"the clip has {len(self.video.frames)} frames; at least {FRAMES_PER_CHUNK} are needed to continue it"
             )
         chunks = self.chunks
         for chunk in (*self.later_prompts, *self.rerolls):
@@ -112,7 +112,7 @@ def encoder(job: Job, codec: Codec) -> Encode:
 
 
 def first_memory(job: Job, encode: Encode, noise: NoiseSource) -> HeliosMemory:
-    """The memory that the first chunk goes on from."""
+    """The memory that the first chunk continues from."""
     if job.memory is not None:
         return job.memory
     if job.image is not None:
@@ -232,7 +232,7 @@ def generate(
     *,
     folder: RunFolder,
     path: Path,
-    tell: Callable[[ChunkDone], None] | None = None,
+    on_chunk: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     compile_blocks: bool = False,
     cuda_graphs: bool = False,
@@ -283,7 +283,7 @@ def generate(
             load_model=load_model,
             decode=SideStream(codec.device).around(decode) if overlapped else decode,
             decode_in_background=overlapped,
-            tell=tell,
+            on_chunk=on_chunk,
             hooks=hooks,
             metadata={"helios": json.dumps(about, sort_keys=True)},
             lead_in=lead_in,

@@ -31,21 +31,21 @@ class ModelSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Tells this model from others, as `fingerprint` does; without loading it."""
+        """Distinguishes this model from others, as `fingerprint` does; without loading it."""
 
     @property
     def text_fingerprint(self) -> str:
-        """Tells the text encoder from others, likewise."""
+        """Distinguishes the text encoder from others, likewise."""
 
     @property
     def codec_fingerprint(self) -> str:
-        """Tells the encoding of pictures from others, likewise."""
+        """Distinguishes the encoding of pictures from others, likewise."""
 
     def encode_prompts(self, prompts: list[str]) -> list[torch.Tensor]:
         """Text encoder rows (1, L, text_dim) of each prompt."""
 
     def load_codec(self, decoding: Decoding | None = None) -> Codec:
-        """The VAE, which decodes as told (by default exactly)."""
+        """The VAE, which decodes as asked (by default exactly)."""
 
     def load_transformer(self) -> HeliosTransformer:
         """The transformer, ready to sample."""
@@ -78,7 +78,7 @@ class PublishedModel:
         settings = VARIANTS[variant] if variant else self.checkpoint.settings
         if settings is None:
             raise ValueError(
-                f"{folder} has no scheduler/scheduler_config.json to tell which variant it is; "
+                f"{folder} has no scheduler/scheduler_config.json to say which variant it is; "
                 f"give --variant {', '.join(VARIANTS)}"
             )
         self.settings = settings

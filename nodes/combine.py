@@ -42,7 +42,7 @@ class HeliosVideoCombine(io.ComfyNode):
             display_name="Helios Video Combine",
             category=CATEGORY,
             description="Decodes latents chunk by chunk straight into a video file in the output folder, so that "
-            "memory does not grow with the video; or writes frames that are already decoded. The workflow is saved in "
+            "RAM use does not grow with the video; or writes frames that are already decoded. The workflow is saved in "
             "the file.",
             inputs=[
                 io.Float.Input(
@@ -229,7 +229,7 @@ def allocate_images(num_frames: int, height: int, width: int) -> torch.Tensor:
     size = f"{num_frames} frames of {width}x{height} as images take {needed / 1e9:.2f} GB of RAM"
     if needed > free:
         raise ValueError(
-            f"{size} and {free / 1e9:.2f} GB are free. Turn return_images off and go on from the written file, or make "
+            f"{size} and {free / 1e9:.2f} GB are free. Turn return_images off and use the written file, or make "
             "fewer chunks"
         )
     logger.info("%s; %.2f GB are free", size, free / 1e9)

@@ -33,7 +33,7 @@ class HeliosContext(io.ComfyNode):
             display_name="Helios Context",
             category=CATEGORY,
             description="The memory a video starts from. With nothing connected it is empty (text-to-video); with an "
-            "image the video starts at that image; with a video it goes on where the video ends.",
+            "image the video starts at that image; with a video it continues where the video ends.",
             inputs=[
                 io.Int.Input(
                     "width",
@@ -55,7 +55,7 @@ class HeliosContext(io.ComfyNode):
                     "resize",
                     options=RESIZE_MODES,
                     default="crop",
-                    tooltip="How image or video are brought to the size: crop the longer side, stretch, or pad with "
+                    tooltip="How the image or video is brought to the size: crop the longer side, stretch, or pad with "
                     "black.",
                 ),
                 io.Int.Input(
@@ -87,7 +87,7 @@ class HeliosContext(io.ComfyNode):
                 io.Video.Input(
                     "video",
                     optional=True,
-                    tooltip="Video-to-video: a clip of at least 33 frames to go on from; its last frames count.",
+                    tooltip="Video-to-video: a clip of at least 33 frames to continue; its last frames count.",
                 ),
                 io.Float.Input(
                     "video_frame_rate",
@@ -97,7 +97,7 @@ class HeliosContext(io.ComfyNode):
                     max=240.0,
                     step=0.01,
                     tooltip="Take the video's frames at this rate, repeating or leaving out frames. 0: its own frames. "
-                    "Helios was trained at 24 per second: a clip of 60 would go on as slow motion.",
+                    "Helios was trained at 24 per second: a clip of 60 would continue in slow motion.",
                 ),
             ],
             outputs=[

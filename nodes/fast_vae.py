@@ -1,4 +1,4 @@
-"""Helios Fast VAE: VAE -> VAE that decodes with the pack's own Wan VAE, in a dtype and a layout, compiled."""
+"""Helios Fast VAE: VAE -> VAE that decodes with the pack's own Wan VAE, in a dtype and a memory format, compiled."""
 
 from copy import copy
 
@@ -32,7 +32,7 @@ class HeliosFastVAE(io.ComfyNode):
                     options=[AUTO, *DECODER_DTYPES],
                     default=AUTO,
                     tooltip="auto: what ComfyUI has chosen, bf16 on most GPUs. fp32 is exact and takes twice the time "
-                    "and memory of the other two.",
+                    "and GPU memory of the other two.",
                 ),
                 io.Boolean.Input(
                     "channels_last",

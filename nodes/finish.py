@@ -33,7 +33,7 @@ class HeliosFinishVideo(io.ComfyNode):
             display_name="Helios Finish Video",
             category=CATEGORY,
             description="Makes a video of any length larger and smoother, and writes it in the format to deliver, in "
-            "constant memory. Every finished piece goes to disk at once: a run that was cancelled or crashed goes on "
+            "constant RAM. Every finished piece goes to disk at once: a run that was cancelled or crashed resumes "
             "where it stopped when the graph is queued again, and a longer version of the same video makes only what "
             "is new.",
             inputs=[

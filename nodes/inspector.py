@@ -43,7 +43,7 @@ class HeliosMemoryInspector(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The Helios model whose tokens and bytes are told. Without it: the 14B Distilled in bf16.",
+                    tooltip="The Helios model to report tokens and bytes of. Without it: the 14B Distilled in bf16.",
                 ),
             ],
             outputs=[

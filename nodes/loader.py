@@ -32,7 +32,7 @@ def list_models() -> dict[str, Path]:
 
 
 def find_model(name: str) -> Path:
-    """Path of a listed model. Raises ValueError, telling what to download and where to put it, for another name."""
+    """Path of a listed model. Raises ValueError, saying what to download and where to put it, for another name."""
     # Only what is listed is opened: a name like "../../secrets" leads nowhere.
     path = list_models().get(name)
     if path is not None:
@@ -71,8 +71,8 @@ class HeliosLoader(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip="How the weights are kept. 'default': as ComfyUI chooses for this card; weights that are "
-                    "stored quantised (GGUF, scaled fp8) stay so. fp8_e4m3fn halves the memory of bf16 and loses some "
-                    "precision; fp8_e4m3fn_fast also multiplies in fp8 where the card can, and loses more.",
+                    "stored quantised (GGUF, scaled fp8) stay so. fp8_e4m3fn takes half the bytes of bf16 and loses "
+                    "some precision; fp8_e4m3fn_fast also multiplies in fp8 where the card can, and loses more.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="Helios, for the Helios samplers.")],

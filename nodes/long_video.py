@@ -6,7 +6,7 @@ from functools import partial
 from comfy_api.latest import InputImpl, io, ui
 
 from ..helios_core.geometry import FRAME_RATE, FRAMES_PER_CHUNK, check_num_chunks
-from ..helios_core.media.segments import Encoding
+from ..helios_core.media.parts import Encoding
 from ..helios_core.run.job import LongVideo
 from ..helios_core.run.long_video import make_video
 from ..helios_core.run.run_folder import RunFolder
@@ -41,8 +41,8 @@ class HeliosLongVideo(io.ComfyNode):
             node_id="HeliosLongVideo",
             display_name="Helios Long Video",
             category=CATEGORY,
-            description="Makes a video of any length in constant memory. Every finished chunk goes to disk at once: a "
-            "run that was cancelled or crashed goes on where it stopped when the graph is queued again, and a changed "
+            description="Makes a video of any length in constant RAM. Every finished chunk goes to disk at once: a "
+            "run that was cancelled or crashed resumes where it stopped when the graph is queued again, and a changed "
             "prompt, seed or re-roll makes again only what comes after it.",
             inputs=[
                 model_input(),
@@ -119,7 +119,7 @@ class HeliosLongVideo(io.ComfyNode):
                     optional=True,
                     default=False,
                     tooltip="Decode a chunk while the next one is sampled, on the same GPU. The video is the same. "
-                    "Takes the memory of both at once, and acts only where model and VAE fit on the GPU together.",
+                    "Takes the GPU memory of both at once, and acts only where model and VAE fit on the GPU together.",
                 ),
             ],
             outputs=[
@@ -220,7 +220,7 @@ class HeliosLongVideo(io.ComfyNode):
                 load_model=(lambda: helios.diffusion_model) if beside else sampling.load,
                 decode=overlapped or partial(decode, helios, vae),
                 decode_in_background=beside,
-                tell=strip.done,
+                on_chunk=strip.done,
                 hooks=strip.watch(sampling.hooks),
                 metadata=graph_metadata(cls.hidden),
                 notice=sampling.notice,

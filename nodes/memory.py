@@ -20,7 +20,7 @@ class HeliosSaveMemory(io.ComfyNode):
             node_id="HeliosSaveMemory",
             display_name="Helios Save Memory",
             category=CATEGORY,
-            description="Writes a memory into the output folder, to go on from it another day, bit for bit.",
+            description="Writes a memory into the output folder, to continue from it another day, bit for bit.",
             inputs=[
                 HeliosMemoryType.Input("memory", tooltip="From Helios Context, a sampler or Helios Long Video."),
                 io.String.Input(
@@ -53,7 +53,7 @@ class HeliosLoadMemory(io.ComfyNode):
             node_id="HeliosLoadMemory",
             display_name="Helios Load Memory",
             category=CATEGORY,
-            description="Reads a memory file, to go on where that video ended.",
+            description="Reads a memory file, to continue where that video ended.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -85,7 +85,7 @@ class HeliosRewindMemory(io.ComfyNode):
             display_name="Helios Rewind Memory",
             category=CATEGORY,
             description="Takes a run of Helios Long Video back to an earlier chunk: its memory as it was then, to "
-            "go on differently from there. The run itself stays as it is.",
+            "continue differently from there. The run itself stays as it is.",
             inputs=[
                 io.String.Input("run_name", default="my_video", tooltip="The run_name of the Helios Long Video node."),
                 io.Int.Input(

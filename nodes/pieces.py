@@ -26,7 +26,7 @@ class HeliosCutVideo(io.ComfyNode):
             description="Takes one piece of a video as images, for steps that only take images. Queue the graph once "
             "for each piece: the number counts up by itself. Helios Join Video puts the pieces together.",
             inputs=[
-                io.Video.Input("video", tooltip="A video of any length; only this piece of a file is kept in memory."),
+                io.Video.Input("video", tooltip="A video of any length; only this piece of a file is kept in RAM."),
                 io.Int.Input(
                     "number",
                     default=0,

@@ -35,9 +35,9 @@ class HeliosChunkSampler(io.ComfyNode):
             node_id="HeliosChunkSampler",
             display_name="Helios Chunk Sampler",
             category=CATEGORY,
-            description="Makes chunks of 33 frames that go on from a memory. Chain samplers through the memory to "
-            "change the prompt or the seed as the video goes on; the latents hold one chunk per batch element. "
-            "A run that was stopped goes on after its finished chunks when it is queued again with nothing changed.",
+            description="Makes chunks of 33 frames that continue from a memory. Chain samplers through the memory to "
+            "change the prompt or the seed along the video; the latents hold one chunk per batch element. "
+            "A run that was stopped resumes after its finished chunks when it is queued again with nothing changed.",
             inputs=[
                 model_input(),
                 io.MultiType.Input(

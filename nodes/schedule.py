@@ -56,8 +56,8 @@ class HeliosPromptSchedule(io.ComfyNode):
                     tooltip="One segment a line: when it starts (5s, or chunk 4), options, a colon, the prompt. "
                     "Options: blend N (chunks), linear, spherical or step, seed N, guidance X, anchor picture.png, "
                     "lora name.safetensors strength (from models/loras). "
-                    "Lines that begin with a space go on with the prompt, lines that begin with # are comments, and "
-                    "end 20s as the last line tells where the video ends. JSON is taken too.",
+                    "Lines that begin with a space continue the prompt, lines that begin with # are comments, and "
+                    "end 20s as the last line says where the video ends. JSON is taken too.",
                 ),
                 io.Float.Input(
                     "frame_rate",
@@ -132,7 +132,7 @@ class HeliosPromptSchedule(io.ComfyNode):
             for name in schedule.lora_names:
                 digest.update(file_fingerprint(lora_path(name)).encode())
         except (ValueError, OSError, TypeError) as error:
-            # A value that only another node knows, or a fault that execute will tell.
+            # A value that only another node knows, or a fault that execute will report.
             return f"unknown: {error}"
         return digest.hexdigest()
 

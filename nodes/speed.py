@@ -45,10 +45,10 @@ class HeliosSpeed(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Leave out steps of the model in which its output would change by less than this part, as "
-                    "EasyCache does. Try 0.02 to 0.1. For Mid and Base: the first two steps and the last of each stage "
-                    "are always made, so of Distilled's 2,2,2 steps it can leave out hardly any. The picture changes. "
-                    "0: off, exact.",
+                    tooltip="Leave out steps of the model in which its output would change by less than this fraction, "
+                    "as EasyCache does. Try 0.02 to 0.1. For Mid and Base: the first two steps and the last of each "
+                    "stage are always made, so of Distilled's 2,2,2 steps it can leave out hardly any. The picture "
+                    "changes. 0: off, exact.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model for the Helios sampler.")],

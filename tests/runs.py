@@ -73,7 +73,7 @@ def make(job: LongVideo, folder: Path, out: Path, *, hooks: Hooks | None = None,
     """Make it to the end; returns what was told of each chunk."""
     told = []
     options = {"load_model": lambda: parts()[0], "decode": decode, **options}
-    make_video(job, RunFolder(folder), out, tell=told.append, hooks=hooks, metadata={"about": "a test"}, **options)
+    make_video(job, RunFolder(folder), out, on_chunk=told.append, hooks=hooks, metadata={"about": "a test"}, **options)
     return told
 
 

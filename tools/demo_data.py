@@ -1,8 +1,8 @@
 """What the demo transformer is trained on: chunks of toy videos with a corrupted past.
 
 A sample is a chunk with what comes before it: nothing (text-to-video), a picture of its first frame (image-to-video),
-or one, two or more chunks (video-to-video and going on). The past is corrupted frame by frame, since the model will
-have to go on from its own mistakes.
+or one, two or more chunks (video-to-video and its continuation). The past is corrupted frame by frame, since the model
+will have to continue from its own mistakes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from helios_core.memory.memory import HeliosMemory
 from helios_core.sampling.conditioning import DEFAULT_SIGMA_RANGE
 
 CHUNKS = 4  # of a video: three of past, which is more than the memory holds, and the one to make
-# What comes before a chunk, and how often. A picture tells the least of what it must be gone on with.
+# What comes before a chunk, and how often. A picture shows the least of what follows.
 PASTS = {"nothing": 0.1, "picture": 0.65, "chunks": 0.25}
 # How often the prompt is left out. With it there is no need to look at the picture, so that must be learned without.
 PROMPT_DROPOUT = {"nothing": 0.15, "picture": 0.7, "chunks": 0.15}
 PICTURE_WEIGHT = 12.0  # in the loss, of the frame that must equal the picture: one of nine
-# A pyramid stage hands errors on to the next, most of them of place. Where the past tells the place, a path starts with
+# A pyramid stage hands errors on to the next, most of them of place. Where the past shows the place, a path starts with
 # the shape some pixels off (this is the standard deviation) and must come back; else the model would trust its own
 # first steps more than the past.
 PLACE_ERROR = 0.5
@@ -63,7 +63,7 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
     draw = random.Random(seed)
     index = {scene: number for number, scene in enumerate(SCENES)}
     rows = [*(encode_prompt(scene.prompt) for scene in SCENES), encode_prompt("")]
-    chunks, stills, moved, earlier, told = [], [], [], [], []
+    chunks, stills, moved, earlier, named = [], [], [], [], []
     for number in tqdm(range(count), desc="videos"):
         scene = draw.choice(SCENES)
         changes_at = draw.randrange(1, CHUNKS) if draw.random() < 0.35 else CHUNKS
@@ -80,14 +80,14 @@ def make_videos(codec: LinearCodec, count: int, seed: int) -> Videos:
             beside = (start[0] + math.cos(angle), start[1] + math.sin(angle))
             off = _encode(codec, world.render(scene, beside, range(FRAMES_PER_CHUNK)))
             moved.append(lowest_stage(off.float() - chunks[-1].float()).half())
-            told.append(index[scene])
+            named.append(index[scene])
             start = world.position(scene, start, FRAMES_PER_CHUNK)
     return Videos(
         torch.cat(chunks).unflatten(0, (count, CHUNKS)),
         torch.cat(stills).unflatten(0, (count, CHUNKS)),
         torch.cat(moved).unflatten(0, (count, CHUNKS)),
         torch.cat(earlier),
-        torch.tensor(told).view(count, CHUNKS),
+        torch.tensor(named).view(count, CHUNKS),
         torch.cat(rows),
     )
 
@@ -109,7 +109,7 @@ class Batch:
 
 
 def sample_batch(videos: Videos, size: int, light: torch.Tensor, generator: torch.Generator) -> Batch:
-    """Random chunks with a random amount of past: T2V, I2V and V2V are told apart by nothing else."""
+    """Random chunks with a random amount of past: T2V, I2V and V2V differ in nothing else."""
     draw = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
     targets, place_errors, pasts, anchors, prompts = [], [], [], [], []
     weights = torch.ones(size, 1, LATENT_FRAMES_PER_CHUNK, 1, 1)

@@ -42,7 +42,7 @@ class LinearCodec:
         change = (groups - mean.repeat(4)) - ((average @ shared.T) @ shared).repeat(1, 4)
         motion = _components(change, 16 - NUM_SHARED)
         group = torch.cat((shared.repeat(1, 4) / 4, motion))
-        # Not quite to the same spread: faint components stay faint, but can be told from noise.
+        # Not quite to the same spread: faint components stay faint, but can be distinguished from noise.
         spread = (pictures @ first.T).std(0)
         group_spread = torch.cat((spread[:NUM_SHARED], ((groups - mean.repeat(4)) @ group.T).std(0)[NUM_SHARED:]))
         first, group = (

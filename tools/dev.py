@@ -33,7 +33,7 @@ COMFYUI_TEST_PACKAGES = [
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036 (told before anything else fails)
+    if sys.version_info < (3, 11):  # noqa: UP036 (said before anything else fails)
         sys.exit(f"Python {sys.version.split()[0]} is too old; Python 3.11 or newer is needed")
     command, *arguments = sys.argv[1:] or ["help"]
     match command:

@@ -172,7 +172,7 @@ def i2v_then_prompts(flow: "Flow") -> None:
     """A picture, then three prompts one after another."""
     flow.note(
         "A picture, then three prompts",
-        "Each sampler hands its memory to the next, so the video goes on without a cut while the prompt changes. "
+        "Each sampler hands its memory to the next, so the video continues without a cut while the prompt changes. "
         "Change the last prompt and run again: only the last sampler works, the others are cached.\n\n"
         "Take the memory of any sampler to a second chain to branch the story.",
     )
@@ -206,7 +206,7 @@ def prompt_timeline(flow: "Flow") -> None:
         "Prompts over time",
         "Drag, split and resize the blocks of the timeline, or write the text above it: both are the same schedule, "
         "and blocks snap to chunks. Where two prompts blend, the colour of the first fades out in the second.\n\n"
-        "The schedule also tells the sampler how many chunks to make.",
+        "The schedule also gives the sampler the number of chunks.",
     )
     model, clip, vae = models(flow)
     with flow.column("2. What to show, and when"):
@@ -228,9 +228,9 @@ def long_t2v(flow: "Flow") -> None:
     flow.note(
         "A minute of video",
         "Every finished chunk goes to `output/helios_runs/<run_name>` at once. Cancel, or lose power, and queue the "
-        "graph again: it goes on where it stopped and ends in the same file.\n\n"
+        "graph again: it resumes where it stopped and ends in the same file.\n\n"
         "Change the prompt, or give one chunk another seed with `reroll` (as in `12:77`): only what comes after is "
-        "made again. Memory stays the same however long the video.\n\n"
+        "made again. RAM and GPU memory stay the same however long the video.\n\n"
         "To make it larger and smoother, connect the video to *Helios Finish Video*: see the template *finish*.",
     )
     model, clip, vae = models(flow)
@@ -250,12 +250,12 @@ def directed_minute(flow: "Flow") -> None:
     """A minute of six scenes, and what became of it."""
     flow.note(
         "A directed minute",
-        "Six scenes, each blending into the next, go into one video of 44 chunks. The schedule tells Helios Long "
-        "Video how long it is. Every finished chunk is on disk: cancel and queue again to go on, or change a scene "
-        "and only what comes after its start is made again.\n\n"
+        "Six scenes, each blending into the next, go into one video of 44 chunks. The schedule sets its "
+        "length. Every finished chunk is on disk: cancel and queue again to resume, or change a scene and only what "
+        "comes after its start is made again.\n\n"
         "**Drift** compares the beginning of the finished video with its end; scenes differ, so look for a slow fall "
         "of sharpness or motion rather than for zero. It reads the whole video: 4.3 GB of RAM at 640 x 384. "
-        "**Memory** shows the past that a next chunk would go on from.",
+        "**Memory** shows the past that a next chunk would continue from.",
     )
     model, clip, vae = models(flow)
     with flow.column("2. Six scenes"):
@@ -283,14 +283,14 @@ def directed_minute(flow: "Flow") -> None:
 
 
 def extend_video(flow: "Flow") -> None:
-    """A clip goes on, and its end is saved to go on another day."""
+    """A clip is continued, and its end is saved to continue another day."""
     flow.note(
         "Extend a video",
-        "Helios goes on where a clip ends. To run without any clip at hand, this graph makes its own (step 2).\n\n"
+        "Helios continues where a clip ends. To run without any clip at hand, this graph makes its own (step 2).\n\n"
         "**Your own clip:** add a *Load Video* node, connect it to `video` of Helios Context, and delete the group "
         "*A clip to extend*.\n\n"
         "Save Memory keeps the end of the new video. Load it with *Helios Load Memory* in place of Helios Context to "
-        "go on from there exactly, without decoding and encoding again.",
+        "continue from there exactly, without decoding and encoding again.",
     )
     model, clip, vae = models(flow)
     with flow.column("2. A clip to extend"):
@@ -304,7 +304,7 @@ def extend_video(flow: "Flow") -> None:
             "HeliosContext", title="Helios Context (from a video)", video=source_clip["VIDEO"], vae=vae["VAE"]
         )
         after = prompt(flow, clip, "A hot-air balloon drifts over misty hills at sunrise. A second balloon comes up.")
-    with flow.column("4. Video, and its end to go on from"):
+    with flow.column("4. Video, and its end to continue from"):
         extended = long_video(flow, model, after, memory, vae, run_name="extend", chunks=4, prefix="helios/extended")
         flow.node("HeliosSaveMemory", memory=extended["HELIOS_MEMORY"], filename_prefix="helios/extended")
 
@@ -395,7 +395,7 @@ def demo_v2v(flow: "Flow") -> None:
     """Video to video in the demo's toy world: a clip, and its continuation."""
     flow.note(
         "Video to video, no download",
-        "Step 2 makes a clip, step 3 goes on where it ends. Only the continuation is saved in step 4.",
+        "Step 2 makes a clip, step 3 continues where it ends. Only the continuation is saved in step 4.",
         DEMO_NOTE,
     )
     model, clip, vae = demo_models(flow)
@@ -450,9 +450,9 @@ def finish(flow: "Flow") -> None:
     """A clip of the demo, four times as large, in a file to deliver."""
     flow.note(
         "Finish a video",
-        "Helios Finish Video makes any video larger and smoother, piece by piece on disk: cancel and queue again to go "
-        "on. The clip here is the demo's, so that the graph runs anywhere; connect *Load Video* or *Helios Long Video* "
-        "in its place.\n\n"
+        "Helios Finish Video makes any video larger and smoother, piece by piece on disk: cancel and queue again to "
+        "resume. The clip here is the demo's, so that the graph runs anywhere; connect *Load Video* or *Helios Long "
+        "Video* in its place.\n\n"
         "**A real upscaler:** put a model into `models/upscale_models`, add *Load Upscale Model* and connect it to "
         "`upscale_model`. Set `scale` to 0 for the model's own size, or give the width and height to deliver, such as "
         "1920 x 1152: a Lanczos filter makes the exact size. Without a model the filter does all, as here.\n\n"

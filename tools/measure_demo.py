@@ -171,7 +171,7 @@ def text_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
 
 
 def shuffled_stages(bench: Bench, scenes: list[Scene]) -> torch.Tensor:
-    """Videos whose stages are told the noise levels of each other."""
+    """Videos whose stages are given the noise levels of each other."""
     model, span = bench.model, 1000.0
     forward = model.forward
 
@@ -195,7 +195,7 @@ def image_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
     ]
     unguided = replace(DEMO_SETTINGS, guidance_scale=1.0)
     silent = [[""] for _ in scenes]
-    told = bench.make(batched(memories), [[scene.prompt] for scene in scenes])
+    prompted = bench.make(batched(memories), [[scene.prompt] for scene in scenes])
     untold = bench.make(batched(memories), silent, unguided)
     without_anchor = bench.make(batched(memories), silent, unguided, unanchored)
     without_memory = bench.make(batched(memories), silent, unguided, zeroed)
@@ -215,7 +215,7 @@ def image_to_video(bench: Bench, scenes: list[Scene]) -> list[Result]:
 
     return [
         Result("the VAE's own PSNR on a picture, dB", own),
-        Result("I2V first frame, dB below the VAE's own", loss(told), 1, at_least=False),
+        Result("I2V first frame, dB below the VAE's own", loss(prompted), 1, at_least=False),
         Result("I2V first frame without prompt, dB below the VAE's own", loss(untold)),
         Result("... with the anchor removed", loss(without_anchor), 3),
         Result("I2V without prompt keeps colour and shape, %", same(untold), 90),

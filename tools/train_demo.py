@@ -3,9 +3,9 @@
 
     python tools/train_demo.py --out training --steps 4600
 
-Every step takes one batch of `demo_data` for each pyramid stage. A second run with the same `--out` goes on from the
-last checkpoint, also with more steps. The weights in the repository are of four runs, which their model card tells. A
-CPU core takes about a second a step; two share out the stages:
+Every step takes one batch of `demo_data` for each pyramid stage. A second run with the same `--out` resumes from the
+last checkpoint, also with more steps. The weights in the repository are of four runs, which their model card describes.
+A CPU core takes about a second a step; two share out the stages:
 `torchrun --nproc-per-node 2 tools/train_demo.py --out training`.
 """
 

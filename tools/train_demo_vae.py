@@ -4,7 +4,7 @@
     python tools/train_demo_vae.py --out training --steps 1500
 
 The encoder learns to give the principal components of `demo_latents`, the decoder to make pictures of them again, also
-of slightly wrong ones, as they come out of a transformer. A second run with the same `--out` goes on from the last
+of slightly wrong ones, as they come out of a transformer. A second run with the same `--out` resumes from the last
 checkpoint.
 """
 

@@ -1,4 +1,4 @@
-// Puts a strip of chunks under the widgets of Helios Long Video. It shows what the server tells (nodes/chunk_strip.py)
+// Puts a strip of chunks under the widgets of Helios Long Video. It shows what the server reports (nodes/host/chunk_strip.py)
 // and sets plain inputs of the graph; without this script the node works all the same.
 
 import { api } from "../../scripts/api.js";
@@ -104,7 +104,7 @@ function setValues(node, values) {
     node.graph?.setDirtyCanvas(true, true);
 }
 
-/** Beside the node: a rewind to after the chunk, and a copy of the node that goes on from there. */
+/** Beside the node: a rewind to after the chunk, and a copy of the node that continues from there. */
 function addBranch(node, values) {
     const { graph } = node;
     const rewind = LiteGraph.createNode("HeliosRewindMemory");

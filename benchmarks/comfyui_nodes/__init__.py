@@ -1,7 +1,7 @@
 """A custom node pack for benchmarks only, linked into the temporary ComfyUI that they run in.
 
 It brings a prompt without a text encoder, the peak of the GPU's memory at /benchmark/peak, and, with BENCHMARK_GIB set,
-a card of that many GiB: ComfyUI is told that the rest is taken (what `--reserve-vram` does), and torch's allocator
+a card of that many GiB: ComfyUI takes the rest for occupied (what `--reserve-vram` does), and torch's allocator
 refuses more. /benchmark/used says what all of the GPU's programs hold. With BENCHMARK_LAZY set on a CPU, ComfyUI builds
 its layers lazily, as it does under dynamic VRAM on a GPU.
 """

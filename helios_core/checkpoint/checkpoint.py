@@ -50,7 +50,7 @@ class Checkpoint:
     """A Helios transformer on disk, complete and of the right shapes; no weight has been read yet.
 
     `tensors` maps the model's parameter names to where they lie. `settings` are None when nothing beside or in the
-    file tells the variant: the three published variants have the same tensors.
+    file says the variant: the three published variants have the same tensors.
     """
 
     path: Path
@@ -214,7 +214,7 @@ def _check_tensors(
     tensors: Mapping[str, TensorEntry],
     unexpected: list[str],
 ) -> None:
-    """Raise one CheckpointError that tells all: missing, unexpected, wrong shapes, dtypes and scales."""
+    """Raise one CheckpointError that names all: missing, unexpected, wrong shapes, dtypes and scales."""
     expected = _expected_shapes(path, config)
     known = {name: entry for name, entry in tensors.items() if name in expected}
     findings = {
@@ -223,7 +223,7 @@ def _check_tensors(
         "of wrong shape": [
             f"{name} is {entry.shape}, expected {expected[name]}"
             for name, entry in known.items()
-            # The weights of other quantised formats are packed, so their shapes tell nothing.
+            # The weights of other quantised formats are packed, so their shapes say nothing.
             if entry.shape != expected[name] and _is_readable(entry) and not _is_packed(entry)
         ],
         "in a quantised format that is not supported": [
@@ -286,7 +286,7 @@ def _config_from_shapes(path: Path, tensors: Mapping[str, TensorEntry], unexpect
     try:
         return TransformerConfig.from_shapes({name: entry.shape for name, entry in tensors.items()})
     except KeyError:
-        # Too little is there to tell the sizes: the published model then says what is missing.
+        # Too little is there to know the sizes: the published model then says what is missing.
         return TransformerConfig()
     except (IndexError, TypeError, ValueError) as error:
         raise CheckpointError(

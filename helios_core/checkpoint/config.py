@@ -25,7 +25,7 @@ _DIFFUSERS_CLASS = "HeliosTransformer3DModel"
 
 
 def make_metadata(config: TransformerConfig, variant: str | None) -> dict[str, str]:
-    """The metadata that makes a file tell its config and variant. Raises ValueError for an unknown variant."""
+    """The metadata that makes a file state its config and variant. Raises ValueError for an unknown variant."""
     metadata = {CONFIG_METADATA: json.dumps(asdict(config))}
     if variant is not None:
         metadata[VARIANT_METADATA] = known_variant(variant)
@@ -33,7 +33,7 @@ def make_metadata(config: TransformerConfig, variant: str | None) -> dict[str, s
 
 
 def config_from_metadata(path: Path, metadata: Mapping[str, str]) -> TransformerConfig | None:
-    """The config that the file itself tells, if this pack wrote it. Raises CheckpointError if it is wrong."""
+    """The config that the file itself states, if this pack wrote it. Raises CheckpointError if it is wrong."""
     if CONFIG_METADATA not in metadata:
         return None
     where = f"{path}, metadata {CONFIG_METADATA}"
@@ -86,9 +86,9 @@ def _is_of_kind(value: Any, example: Any) -> bool:
 
 
 def read_settings(weights: WeightFiles, metadata: Mapping[str, str]) -> SamplingSettings | None:
-    """The settings of the variant that the file's metadata or the model folder tells, None if neither does.
+    """The settings of the variant that the file's metadata or the model folder states, None if neither does.
 
-    Raises CheckpointError when they tell something that is none.
+    Raises CheckpointError when they state something that is none.
     """
     if VARIANT_METADATA in metadata:
         try:

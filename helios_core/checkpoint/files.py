@@ -85,7 +85,7 @@ def find_weight_files(path: Path) -> WeightFiles:
     if files:
         raise CheckpointError(
             f"{folder} has {len(files)} safetensors files ({first_few(file.name for file in files)}) and no "
-            f"*{_INDEX_SUFFIX} that tells how they belong together. Get the index file, or choose one file"
+            f"*{_INDEX_SUFFIX} that says how they belong together. Get the index file, or choose one file"
         )
     raise CheckpointError(f"{folder} has no safetensors file")
 

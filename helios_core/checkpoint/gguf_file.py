@@ -77,7 +77,7 @@ def read_gguf_header(file: Path) -> tuple[dict[str, GGUFEntry], dict[str, str]]:
             )
         shape = tuple(metadata.get(_SHAPE_METADATA + name, stored_shape))
         if math.prod(shape) != math.prod(stored_shape):
-            raise CheckpointError(f"{file}: {name!r} is {tuple(stored_shape)}, its metadata tells of {shape}")
+            raise CheckpointError(f"{file}: {name!r} is {tuple(stored_shape)}, its metadata says {shape}")
         block_format = kind if kind in BLOCK_FORMATS else None
         dtype = _DTYPES.get(kind, torch.uint8)
         entries[name] = GGUFEntry(file, name, shape, dtype, block_format=block_format, offset=offset)

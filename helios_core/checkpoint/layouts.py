@@ -41,7 +41,7 @@ WEIGHT_PARTS = (
     *("weight_scale_2", "input_scale", "scale_input", "pre_quant_scale"),
     *("weight_s_rel", "weight_s_channel", "weight_codebook"),
 )
-# The marker tells what the tensors' dtypes tell as well.
+# The marker says what the tensors' dtypes say as well.
 _NOT_WEIGHTS = ("scaled_fp8",)
 # Other models in an all-in-one ComfyUI checkpoint.
 _OTHER_MODELS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
@@ -92,7 +92,7 @@ def is_beside_the_point(key: str) -> bool:
 
 
 def what_it_looks_like(keys: Collection[str]) -> str | None:
-    """What a file with these keys is, when it is not Helios; None if they tell nothing, or tell of Helios."""
+    """What a file with these keys is, when it is not Helios; None if they say nothing, or are Helios'."""
     if any("patch_long." in key for key in keys) and not any("lora_" in key for key in keys):
         return None
     return next((what for part, what in _STRANGERS if any(part in key for key in keys)), None)

@@ -223,7 +223,7 @@ _STRANGERS = (
 
 
 def seems_for(keys: Iterable[str]) -> str | None:
-    """The model that a LoRA with these keys seems to be for; None if the names tell nothing."""
+    """The model that a LoRA with these keys seems to be for; None if the names say nothing."""
     keys = list(keys)
     return next((model for part, model in _STRANGERS if any(part in key for key in keys)), None)
 

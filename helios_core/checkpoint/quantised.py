@@ -60,7 +60,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no number in it is infinite or NaN. As fast as reading it once, unless one is."""
     if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
         tensor = tensor.bfloat16()  # fp8 has no arithmetic
-    # One that is not makes the sum so too; a sum may also be merely too large, which the second look tells.
+    # One that is not makes the sum so too; a sum may also be merely too large, which the second look shows.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 

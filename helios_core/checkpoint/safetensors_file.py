@@ -1,4 +1,4 @@
-"""Safetensors files without loading them: the header tells what is inside, then one tensor is read at a time."""
+"""Safetensors files without loading them: the header says what is inside, then one tensor is read at a time."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def read_markers(markers: Mapping[str, TensorEntry]) -> dict[str, QuantFormat]:
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:
-    """What to tell about a file that the format's library cannot read: what it is instead, else the library's words."""
+    """What to say about a file that the format's library cannot read: what it is instead, else the library's words."""
     try:
         with file.open("rb") as stream:
             start = stream.read(64)

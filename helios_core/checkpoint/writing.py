@@ -1,4 +1,4 @@
-"""Writing Helios weights as one safetensors file that tells its config and variant and that `open_checkpoint` reads."""
+"""Writing Helios weights as one safetensors file, with config and variant in it, that `open_checkpoint` reads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Planned(NamedTuple):
 def convert_checkpoint(
     checkpoint: Checkpoint, target: Path, dtype: str, variant: str | None = None, *, kept_blocks: int = KEPT_BLOCKS
 ) -> str | None:
-    """Write `checkpoint`, whatever its layout, as one safetensors file with diffusers' names; tells the variant.
+    """Write `checkpoint`, whatever its layout, as one safetensors file with diffusers' names; states the variant.
 
     `dtype` is one of CONVERT_DTYPES or QUANTISED_DTYPES; parameters that Helios keeps in float32 stay so, and with fp8
     and int8 only the Linear weights of the blocks are in few bits. Of QUANTISED_DTYPES the first and last `kept_blocks`
@@ -134,7 +134,7 @@ def _plan_quantised(checkpoint: Checkpoint, quantiser: Quantiser, kept_blocks: i
 def save_transformer(model: HeliosTransformer, path: Path, *, variant: str | None = None) -> None:
     """Write the weights, in their dtypes, as one safetensors file that `open_checkpoint` reads in full.
 
-    `variant` ("base", "mid" or "distilled") is written beside the config, as the weights do not tell it. The file is
+    `variant` ("base", "mid" or "distilled") is written beside the config, as the weights do not show it. The file is
     there whole or not at all: a crash leaves what was at `path` before. Raises ValueError for an unknown variant.
     """
     state = model.state_dict()

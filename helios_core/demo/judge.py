@@ -1,6 +1,6 @@
 """Reads a toy video back: which scene it shows, where the shape is in each frame, and whether it is there at all.
 
-By image analysis alone. The backgrounds are grey and the shapes are not, so saturation tells them apart.
+By image analysis alone. The backgrounds are grey and the shapes are not, so saturation distinguishes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOVING = 0.3 * SPEED  # slower than this along both axes is standing still
 
 @dataclass(frozen=True)
 class Seen:
-    """What a video shows. `scene` holds None for what cannot be told. `positions` (T, 2) are the shape's centres in
+    """What a video shows. `scene` holds None for what cannot be seen. `positions` (T, 2) are the shape's centres in
     pixels, `colours` (T, 3) its mean colour and `sizes` (T,) the part of a true shape's area that it has."""
 
     scene: Scene

@@ -31,8 +31,8 @@ def make_show(folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
     """Make three short videos with the demo model, one after the other, in `folder`: the paths of `demo.mp4`, which
     shows all of them enlarged, and of the contact sheet `demo.png`, which has a row for each.
 
-    Text-to-video with a change of the prompt, image-to-video from a drawn picture, and video-to-video that goes on from
-    there. The three videos and their finished chunks stay in `folder` too; made again, they are only read.
+    Text-to-video with a change of the prompt, image-to-video from a drawn picture, and video-to-video that continues
+    from there. The three videos and their finished chunks stay in `folder` too; made again, they are only read.
     """
     source = DemoModel()
     picture = (render(DRAWN, (SIZE / 2, 44.0), range(1))[0] * 255).round().to(torch.uint8)

@@ -35,7 +35,7 @@ SHADE = 0.08  # backgrounds are this much darker at the top left and brighter at
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt tells of a video. The words are keys of the tables above."""
+    """What a prompt says of a video. The words are keys of the tables above."""
 
     colour: str
     shape: str
@@ -48,7 +48,7 @@ class Scene:
 
 
 def all_scenes() -> list[Scene]:
-    """Every scene that can be told, 180 of them."""
+    """Every scene that a prompt can name, 180 of them."""
     return [Scene(*words) for words in itertools.product(COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)]
 
 

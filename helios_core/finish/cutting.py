@@ -44,7 +44,7 @@ class Cut:
 
 def cut_video(source: Source, identity: str, number: int, length: int, overlap: int, start: int = 0) -> Cut:
     """Piece `number`, from 0, of a video cut every `length` frames from frame `start` on. `overlap` frames of each
-    neighbour come with it; `identity` tells this video from others.
+    neighbour come with it; `identity` distinguishes this video from others.
 
     Raises ValueError for values out of range and for a piece that the video does not have.
     """

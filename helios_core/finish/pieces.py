@@ -26,7 +26,7 @@ _NAME = re.compile(r"[\w-]+\.\w+")
 
 
 class PieceFolder:
-    """Pieces in a run folder, under names that tell what they were made from; writing happens inside `locked`.
+    """Pieces in a run folder, under names that say what they were made from; writing happens inside `locked`.
 
     The journal keeps a digest of each, so that a damaged one is seen, and which pieces make up a finished film.
     """

@@ -12,7 +12,7 @@ import torch
 # Frames (H, W, 3) before and after, positions between 0 and 1 -> frames (len(positions), H, W, 3).
 Interpolate = Callable[[torch.Tensor, torch.Tensor, Sequence[float]], torch.Tensor]
 
-# A cut is told by the frame before the pair, too: so many frames a window needs before its first.
+# A cut is recognised by the frame before the pair, too: so many frames a window needs before its first.
 CONTEXT_FRAMES = 2
 _THUMBNAIL = 64  # longest side in pixels
 
@@ -41,7 +41,7 @@ class Pace:
 
 
 class CutDetector:
-    """Tells the first frame of a new scene: it differs from the one before more than the two frames before it differ
+    """Finds the first frame of a new scene: it differs from the one before more than the two frames before it differ
     from each other, by more than `threshold` of the range of values (0: never).
 
     So fast motion does not count: there all frames differ. And the second frame of all is never taken for

@@ -199,18 +199,18 @@ def to_video_frame(frame: torch.Tensor, pixel_format: str) -> av.VideoFrame:
 
     Formats of 8 bits get the nearest 8-bit RGB; more bits are taken from the floats, never from 8 bits.
     """
-    layout = av.VideoFormat(pixel_format, 2, 2)
-    bits = layout.components[0].bits
-    if layout.is_rgb and bits == 8:
+    pixels = av.VideoFormat(pixel_format, 2, 2)
+    bits = pixels.components[0].bits
+    if pixels.is_rgb and bits == 8:
         rgb = av.VideoFrame.from_ndarray(eight_bits(frame).cpu().contiguous().numpy(), format="rgb24")
         return rgb.reformat(format=pixel_format)
-    if layout.is_rgb:
+    if pixels.is_rgb:
         return av.VideoFrame.from_ndarray(_levels(frame.float().clamp(0, 1) * (2**bits - 1)), format=pixel_format)
     stored = av.VideoFrame(frame.shape[1], frame.shape[0], pixel_format)
     stored.colorspace, stored.color_range = BT709, LIMITED_RANGE  # ProRes takes its tags from the frames
     if hasattr(stored, "color_primaries"):  # older PyAV has none
         stored.color_primaries = stored.color_trc = BT709
-    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    across, down = 2 // pixels.chroma_width(), 2 // pixels.chroma_height()
     for plane, samples in zip(stored.planes, _bt709(_planar(frame, bits), across, down), strict=True):
         lines = np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)
         _store(samples, bits, lines[:, : plane.width])  # the rest of a line is padding
@@ -272,14 +272,14 @@ def _is_rgb(pixel_format: str) -> bool:
 
 def storable_size(pixel_format: str, width: int, height: int) -> tuple[int, int]:
     """The size, or the next larger one where `pixel_format` has one colour sample for several pixels."""
-    layout = av.VideoFormat(pixel_format, 2, 2)
-    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    pixels = av.VideoFormat(pixel_format, 2, 2)
+    across, down = 2 // pixels.chroma_width(), 2 // pixels.chroma_height()
     return -(-width // across) * across, -(-height // down) * down
 
 
 def _check_size(pixel_format: str, width: int, height: int) -> None:
-    layout = av.VideoFormat(pixel_format, 2, 2)
-    across, down = 2 // layout.chroma_width(), 2 // layout.chroma_height()
+    pixels = av.VideoFormat(pixel_format, 2, 2)
+    across, down = 2 // pixels.chroma_width(), 2 // pixels.chroma_height()
     for name, value, step in (("width", width, across), ("height", height, down)):
         if value < 1:
             raise ValueError(f"{name} {value} cannot be written; allowed: at least {step}")

@@ -105,7 +105,7 @@ def read_video(file: MediaFile, *, last_frames: int | None = None, frame_rate: f
         if clip is not None:
             return clip
     first, num_frames = None, 0
-    # Decoded frames wait in the file's own layout, half the bytes of RGB, and only those kept are converted.
+    # Decoded frames wait in the file's own pixel format, half the bytes of RGB, and only those kept are converted.
     kept: deque[av.VideoFrame] = deque(maxlen=last_frames)
     for frame in _frames(file, timing, rate):
         first = first or frame
@@ -152,7 +152,7 @@ def video_facts(file: MediaFile) -> VideoFacts:
         with open_media(file) as container:
             timing = _read_timing(container, name)
             stream = container.streams.video[0]
-            layout = stream.codec_context.format
+            pixels = stream.codec_context.format
             return VideoFacts(
                 frame_rate=timing.rate,
                 constant=timing.constant,
@@ -160,7 +160,7 @@ def video_facts(file: MediaFile) -> VideoFacts:
                 transfer=int(stream.codec_context.color_trc),
                 # webm keeps transparency in a stream beside the pictures, which decoders leave out.
                 has_alpha=stream.metadata.get("alpha_mode") == "1"
-                or (layout is not None and any(component.is_alpha for component in layout.components)),
+                or (pixels is not None and any(component.is_alpha for component in pixels.components)),
             )
     except av.error.FFmpegError as fault:
         raise _unreadable(name, 0, fault) from fault
@@ -286,7 +286,7 @@ def _read_timing(container: av.container.InputContainer, name: str) -> _Timing:
     stream = container.streams.video[0]
     rate = stream.average_rate or stream.base_rate
     if not rate:
-        logger.warning("%s does not tell its frame rate; taking %d", name, FRAME_RATE)
+        logger.warning("%s does not state its frame rate; taking %d", name, FRAME_RATE)
     rate = Fraction(rate or FRAME_RATE)
     ticks, keyframes, one_frame_each = [], [], stream.codec_context.name in _ONE_FRAME_A_PACKET
     for packet in container.demux(stream):

@@ -27,7 +27,7 @@ class VideoWriter:
     Use it as a context manager. The file grows under a temporary name beside `path`, `temporary_path`, and takes its
     place, replacing an older file, when the block ends; what a killed process left there of the same file is removed
     first. If the block ends with an exception, the frames written so far are finished into a playable file at `path`
-    just the same, and the exception goes on.
+    just the same, and the exception is raised again.
 
     `width` and `height` in pixels are even numbers where colour has fewer samples; `frame_rate` is in frames
     per second; `crf` is the quality, for x264 from 0 (lossless, which browsers cannot play) to 51 (worst).

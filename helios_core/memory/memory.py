@@ -43,7 +43,7 @@ Task = Literal["t2v", "i2v", "v2v"]
 class Provenance:
     """Where a memory comes from: the task it was started for, and model and seed of its latest chunk.
 
-    `model` is a name for people; `model_fingerprint`, when it is known, tells for sure.
+    `model` is a name for people; `model_fingerprint`, when it is known, is certain.
     """
 
     task: Task = "t2v"

@@ -81,7 +81,7 @@ def unpack_memory(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model: a `name` for people, and a `fingerprint` that tells for sure. `parts` are the fingerprints of what
+    """Which model: a `name` for people, and a `fingerprint` that is certain. `parts` are the fingerprints of what
     it was made from, if that is known, by names for people: they say which of them differs from another model's."""
 
     name: str
@@ -102,7 +102,7 @@ def check_memory(
     channels: int | None = None,
     model: ModelIdentity | None = None,
 ) -> None:
-    """Whether a memory can be gone on from. What is not given is not checked; `width` and `height` are pixels.
+    """Whether a memory can be continued. What is not given is not checked; `width` and `height` are pixels.
 
     Raises ValueError for another size or latent format. A memory made by another model works, but the style may
     change where it takes over: that is logged as a warning.
@@ -115,13 +115,13 @@ def check_memory(
     wanted = (width or memory.width, height or memory.height)
     if (memory.width, memory.height) != wanted:
         raise ValueError(
-            f"the memory is of a {memory.width}x{memory.height} video and cannot go on at {wanted[0]}x{wanted[1]}; "
+            f"the memory is of a {memory.width}x{memory.height} video and cannot continue at {wanted[0]}x{wanted[1]}; "
             f"set the size to {memory.width}x{memory.height}, or start anew from a video file, which can be resized"
         )
     source = memory.provenance
     if model is not None and source.model_fingerprint not in ("", model.fingerprint):
         logger.warning(
-            "this memory was made by the model %r and goes on with %r: look at where they meet",
+            "this memory was made by the model %r and continues with %r: look at where they meet",
             source.model,
             model.name,
         )

@@ -42,7 +42,8 @@ class PromptContext:
 class MemoryTokens:
     """A chunk's memory as the blocks use it: tokens (B, N, D), their rotary table, and the noisy frames' indices.
 
-    `layout` is all that these tables depend on, as plain numbers: memories of one layout differ in their tokens alone.
+    `positions` is all that these tables depend on, as plain numbers: memories at the same positions differ in their
+    tokens alone.
     `rotary_tables` keeps, for each token grid met (one for a pyramid stage), the table of memory and noisy tokens.
     `history`, unless None, keeps for each prompt (by its id) and block key and value of the history rows as the first
     forward made them; later forwards take them from there and compute the noisy rows alone. That is an approximation:
@@ -52,7 +53,7 @@ class MemoryTokens:
     tokens: torch.Tensor
     rotary: Rotary
     noisy_frame_indices: torch.Tensor
-    layout: tuple
+    positions: tuple
     rotary_tables: dict[tuple[int, int], Rotary] = field(default_factory=dict)
     history: dict[int, list[list[KeyValue]]] | None = None
 
@@ -226,9 +227,9 @@ class HeliosTransformer(nn.Module):
             tokens.append(to_tokens(embed(padded)))
             tables.append(self._rotary(to_device(frame_indices, latents.device), height, width, pool))
         rotary = join(join(tables[0], tables[1]), tables[2])
-        layout = (height, width, *(tuple(frames.tolist()) for frames in indices))
+        positions = (height, width, *(tuple(frames.tolist()) for frames in indices))
         noisy = to_device(indices.noisy, latents.device)
-        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, layout)
+        return MemoryTokens(torch.cat(tokens, dim=1), rotary, noisy, positions)
 
     def forward(
         self,

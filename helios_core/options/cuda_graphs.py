@@ -126,7 +126,7 @@ class GraphedForward:
 
     def _take_memory(self, memory: MemoryTokens) -> None:
         held = self._memory
-        if held is None or held.layout != memory.layout or held.tokens.shape != memory.tokens.shape:
+        if held is None or held.positions != memory.positions or held.tokens.shape != memory.tokens.shape:
             self.release()
             self._capture = self._new_capture()
             self._memory = replace(memory, tokens=memory.tokens.clone(), rotary_tables={})

@@ -1,4 +1,4 @@
-"""Step caching, in the way of EasyCache (arXiv 2507.02860): forwards that would tell little new are left out.
+"""Step caching, in the way of EasyCache (arXiv 2507.02860): forwards that would add little new are left out.
 
 Along a stage a velocity changes with the sample at a rate that hardly differs from one step to the next. So what a
 forward would change is foretold from how far the sample has moved, and while that stays small the last velocity is
@@ -19,7 +19,7 @@ from ..sampling.hooks import Predict
 
 @dataclass(frozen=True)
 class _Forward:
-    """What the latest forwards were given and gave; `rates` (prompts, B) tell how much of its own size each velocity
+    """What the latest forwards were given and gave; `rates` (prompts, B) say how much of its own size each velocity
     changed for each unit that the sample moved, None before there are two forwards to compare."""
 
     sample: torch.Tensor
@@ -33,7 +33,7 @@ class StepCache:
 
     Each prompt is followed apart, but all skip together, when each of them would: guidance multiplies the difference of
     two velocities, and one that is old beside one that is new differ by their age as well. Nor may one video of a batch
-    hide another. The first two forwards tell the rate and the last step leaves the stage: these are always made.
+    hide another. The first two forwards give the rate and the last step leaves the stage: these are always made.
     """
 
     def __init__(self, threshold: float, num_steps: int) -> None:

@@ -20,10 +20,10 @@ def step_costs(
 
 
 class JobClock:
-    """Told each step of the sampler as it is done, knows the `fraction` of the job's work done and `seconds_left`.
+    """Given each step of the sampler as it is done, knows the `fraction` of the job's work done and `seconds_left`.
 
     `costs` are those of the steps of each chunk in order, the first being chunk `first_chunk` of the video. A chunk
-    that no step is told of was found finished: it counts as done, and tells nothing of the speed. The first step is
+    that no step is reported of was found finished: it counts as done, and says nothing of the speed. The first step is
     left out of the measured speed too: weights move and kernels are chosen in it. `clock` gives seconds.
     """
 

@@ -1,4 +1,4 @@
-"""How much disk a long video takes, told before it is made."""
+"""How much disk a long video takes, known before it is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..geometry import FRAMES_PER_CHUNK, LATENT_FRAMES_PER_CHUNK
-from ..media.segments import video_bytes
+from ..media.parts import video_bytes
 from ..memory.memory import HeliosMemory
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class DiskUse:
 
 
 def estimate_disk_use(memory: HeliosMemory, num_chunks: int, *, num_missing: int | None = None) -> DiskUse:
-    """What a video of `num_chunks` chunks that go on from `memory` takes on disk, `num_missing` of them not yet there.
+    """What a video of `num_chunks` chunks after `memory` takes on disk, `num_missing` of them not yet there.
 
     Latents and memory are counted exactly; the size of video depends on the picture and is a generous guess.
     """

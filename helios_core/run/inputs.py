@@ -13,7 +13,7 @@ from .run_folder import RunFolder, Take
 
 # Name of an input -> [chunk, what it is from that chunk on], for each chunk in which it changes.
 Inputs = Mapping[str, Sequence[Sequence[Any]]]
-_DIGITS = 12  # of a fingerprint: enough to tell two inputs apart
+_DIGITS = 12  # of a fingerprint: enough to distinguish two inputs
 
 
 def inputs_of(video: LongVideo, first: Past) -> Inputs:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ..geometry import check_num_chunks
+from ..media.parts import Encoding
 from ..media.reader import read_video
-from ..media.segments import Encoding
 from ..memory.memory import HeliosMemory
 from ..memory.storage import ModelIdentity, check_memory
-from ..sampling.drift import AntiDrift, DriftReport
+from ..sampling.drift import AntiDrift, DriftCheck
 from ..sampling.noise import NoiseSource, stream_state
 from ..sampling.plan import Chunk, ChunkPlan
 from .run_folder import RunFolder
@@ -22,11 +22,11 @@ from .run_folder import RunFolder
 
 @dataclass(frozen=True)
 class LongVideo:
-    """What to make: `num_chunks` chunks of 33 frames that go on from `memory` (of one video, on the CPU).
+    """What to make: `num_chunks` chunks of 33 frames that continue from `memory` (of one video, on the CPU).
 
     Chunks are counted from the start of the video, so the first one here is `memory.chunk_index`, and `plan(chunk)`
     is asked for each, maybe more than once. `noise` is the video's own source; a plan with another one (a re-roll)
-    must have one whose draws have no order. `codec` names the VAE that decodes; another name makes other segments from
+    must have one whose draws have no order. `codec` names the VAE that decodes; another name makes other parts from
     the same latents. `notes`, JSON-able, go into the journal.
     """
 
@@ -65,12 +65,12 @@ class LongVideo:
 
 @dataclass(frozen=True)
 class ChunkDone:
-    """Told of each chunk as soon as it can be seen in the preview. `chunk` is counted from the start of the video, and
+    """A finished chunk, reported as soon as the preview shows it. `chunk` is counted from the start of the video,
     `num_done` of `num_chunks` from the start of this job.
 
     `reused`: it was found on disk. `frames_per_second` and `eta_seconds` are of this session, None before a chunk was
-    made in it. `drift` tells of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read from
-    disk, so an event that is kept holds nothing big.
+    made in it. `drift` is the check of a chunk made with anti-drifting on. `frames()`, `memory()` and `latents()` read
+    from disk, so an event that is kept holds nothing big.
     """
 
     chunk: int
@@ -81,13 +81,13 @@ class ChunkDone:
     seconds_of_video: float
     frames_per_second: float | None
     eta_seconds: float | None
-    drift: DriftReport | None
-    segment: Path
+    drift: DriftCheck | None
+    part: Path
     folder: RunFolder
 
     def frames(self) -> torch.Tensor:
         """The chunk's frames (33, H, W, 3) uint8, as they are in the video file."""
-        return read_video(self.segment).frames
+        return read_video(self.part).frames
 
     def latents(self) -> torch.Tensor:
         """The chunk's latents (1, C, 9, h, w), fp32, model space."""

@@ -1,4 +1,4 @@
-"""Names of chunks and segments in a run folder: each is found again by what it was made from."""
+"""Names of chunks and parts in a run folder: each is found again by what it was made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def chunk_keys(video: LongVideo, first: Past) -> tuple[list[str], list[int | Non
     return keys, seeds
 
 
-def segment_keys(video: LongVideo, keys: list[str]) -> list[str]:
+def part_keys(video: LongVideo, keys: list[str]) -> list[str]:
     """Keys of the chunks' video files, which depend on the VAE and the encoding as well."""
     return [
         make_key(chunk, fingerprint(key, video.codec, video.encoding.fingerprint))

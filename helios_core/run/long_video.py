@@ -1,6 +1,6 @@
 """A long video: chunk after chunk is sampled, put on disk, decoded, encoded, and let go.
 
-    past -> [ sample -> chunk file -> decode -> segment -> preview ] for each chunk -> joined file
+    past -> [ sample -> chunk file -> decode -> part -> preview ] for each chunk -> joined file
                 main thread             |  background thread
 
 Whatever is finished on disk is taken from there, so making a video, resuming it, changing its prompt from some chunk
@@ -24,9 +24,9 @@ from ..faults import add_note
 from ..files import remove_file, remove_unfinished
 from ..geometry import FRAMES_PER_CHUNK
 from ..media.audio import Sound
-from ..media.segments import GrowingVideo, join_segments, write_segment
+from ..media.parts import GrowingVideo, join_parts, write_part
 from ..model.transformer import HeliosTransformer
-from ..sampling.drift import DriftReport
+from ..sampling.drift import DriftCheck
 from ..sampling.hooks import Hooks
 from ..sampling.loop import make_chunks
 from ..sampling.noise import stream_state
@@ -34,7 +34,7 @@ from ..sampling.plan import Chunk, Past
 from .disk import check_disk, estimate_disk_use
 from .inputs import inputs_of, why_anew
 from .job import ChunkDone, LongVideo
-from .keys import chunk_keys, digest_of, segment_keys
+from .keys import chunk_keys, digest_of, part_keys
 from .old_keys import adopt_old_names
 from .pace import Pace
 from .run_folder import RunFolder
@@ -49,7 +49,7 @@ def make_video(
     *,
     load_model: Callable[[], HeliosTransformer],
     decode: Callable[[torch.Tensor], torch.Tensor],
-    tell: Callable[[ChunkDone], None] | None = None,
+    on_chunk: Callable[[ChunkDone], None] | None = None,
     hooks: Hooks | None = None,
     decode_in_background: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -62,24 +62,24 @@ def make_video(
     `load_model()` is called before each chunk that must be sampled and gives the model ready to compute (a host may
     have moved it away to decode). `decode` takes latents (1, C, 9, h, w) in model space and gives frames (33, H, W, 3)
     in [0, 1]. Encoding runs beside the sampling of the next chunk, and so does decoding when it is asked for with
-    `decode_in_background`: do so when it runs on another device, or there is room for both. `tell` is called for each
-    chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled, between two
-    forwards. `lead_in` are segments, encoded alike, to be put before the first chunk (see `write_lead_in`). `sound` is
-    stored in the finished file, from its first frame on. `notice` is told, before the first chunk, why chunks are made
-    anew although the folder holds others in their place.
+    `decode_in_background`: do so when it runs on another device, or there is room for both. `on_chunk` is called for
+    each chunk in order, in the caller's own thread, as soon as the chunk is done: while the next one is sampled,
+    between two forwards. `lead_in` are parts, encoded alike, to be put before the first chunk (see `write_lead_in`).
+    `sound` is stored in the finished file, from its first frame on. `notice` is called before the first chunk, with
+    the reason, when chunks are made anew although the folder holds others in their place.
 
-    Whatever stops the run (an exception from `tell` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
-    stay, `folder.preview_path` plays, and calling this again with the same video goes on to the same file.
+    Whatever stops the run (an exception from `on_chunk` or `hooks.check_cancelled`, a fault, kill -9), finished chunks
+    stay, `folder.preview_path` plays, and calling this again with the same video resumes and gives the same file.
 
     Raises ValueError for a job that cannot work, RunFolderBusyError while another run writes in the folder, OSError
-    when the disk is full (told beforehand as far as it can be) or cannot be written.
+    when the disk is full (before the first chunk, as far as that can be known) or cannot be written.
     """
     video.check()
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"cannot write {path.name}: a long video is an mp4, so the file name must end in .mp4")
     with folder.locked():
-        run = _Run(video, folder, load_model, decode, tell, hooks or Hooks())
-        adopt_old_names(video, folder, run.first, run.keys, run.segment_keys)
+        run = _Run(video, folder, load_model, decode, on_chunk, hooks or Hooks())
+        adopt_old_names(video, folder, run.first, run.keys, run.part_keys)
         missing = sum(not folder.chunk_path(key).is_file() for key in run.keys)
         check_disk(folder.path, path.parent, estimate_disk_use(video.memory, video.num_chunks, num_missing=missing))
         anew = why_anew(folder, run.inputs, run.keys)
@@ -89,28 +89,29 @@ def make_video(
                 notice(str(anew))
         folder.note("take", keys=run.keys, **run.facts())
         run.make_chunks(decode_in_background, lead_in)
-        segments = [folder.segment_path(key) for key in run.segment_keys]
+        parts = [folder.part_path(key) for key in run.part_keys]
         remove_unfinished(path.parent, path.stem)
-        join_segments([*lead_in, *segments], path, metadata, sound)
+        join_parts([*lead_in, *parts], path, metadata, sound)
         folder.note("finished", last_key=run.keys[-1], path=str(path), time=time.time())
         remove_file(folder.preview_path)
     return run.last_done
 
 
 class _Run:
-    """One call of `make_video`: keys of all chunks, and the latest chunk, which the next one goes on from."""
+    """One call of `make_video`: keys of all chunks, and the latest chunk, which the next one continues from."""
 
-    def __init__(self, video: LongVideo, folder: RunFolder, load_model, decode, tell, hooks: Hooks) -> None:
-        self.video, self.folder, self.load_model, self.decode, self.tell = video, folder, load_model, decode, tell
+    def __init__(self, video: LongVideo, folder: RunFolder, load_model, decode, on_chunk, hooks: Hooks) -> None:
+        self.video, self.folder, self.load_model, self.decode = video, folder, load_model, decode
+        self.on_chunk = on_chunk
         self.hooks = replace(hooks, check_cancelled=self._between_forwards)
         self.host_check_cancelled = hooks.check_cancelled
         self.first = Past(video.memory, stream_state(video.noise))
         self.keys, self.seeds = chunk_keys(video, self.first)
-        self.segment_keys = segment_keys(video, self.keys)
+        self.part_keys = part_keys(video, self.keys)
         self.inputs = inputs_of(video, self.first)
         self.latest: tuple[int, Chunk] | None = None
         self.sampler: tuple[int, Iterator[Chunk]] | None = None  # the position it makes next
-        self.drift_reports: dict[int, DriftReport | None] = {}
+        self.drift_checks: dict[int, DriftCheck | None] = {}
         self.pending: deque[tuple[Future, Callable[[], ChunkDone]]] = deque()
         self.last_done: ChunkDone | None = None
 
@@ -135,10 +136,10 @@ class _Run:
     # Making it
 
     def make_chunks(self, decode_in_background: bool, lead_in: Sequence[Path]) -> None:
-        """Make what is missing, and tell of every chunk."""
+        """Make what is missing, and report every chunk."""
         preview = GrowingVideo(self.folder.preview_path)
-        for segment in lead_in:
-            preview.append(segment)
+        for part in lead_in:
+            preview.append(part)
         pace = Pace(sum(not self.folder.has_chunk(key) for key in self.keys))
         with ThreadPoolExecutor(1, thread_name_prefix="helios-encode") as background:
             try:
@@ -150,8 +151,8 @@ class _Run:
                     encode = self._encoder(position, chunk, decode_in_background)
                     done = self._event(position, reused, pace)
                     self.pending.append((background.submit(_finish, encode, preview), done))
-                    self._tell_finished(max_pending=1)
-                self._tell_finished(max_pending=0)
+                    self._report_finished(max_pending=1)
+                self._report_finished(max_pending=0)
             except BaseException as stop:
                 self._note_failures(stop)
                 raise
@@ -162,12 +163,10 @@ class _Run:
         chunk = self._sample(position)
         key, seed = self.keys[position], chunk.past.memory.provenance.seed
         self.folder.save_chunk(key, chunk)
-        report = chunk.drift_report
+        check = chunk.drift_check
         seconds = round(time.monotonic() - started, 3)
-        self.folder.note(
-            "chunk", key=key, seed=seed, seconds=seconds, time=time.time(), drift=report and asdict(report)
-        )
-        self.drift_reports[position] = report
+        self.folder.note("chunk", key=key, seed=seed, seconds=seconds, time=time.time(), drift=check and asdict(check))
+        self.drift_checks[position] = check
         self.latest = (position, chunk)
         return chunk
 
@@ -193,9 +192,9 @@ class _Run:
         return replace(past, memory=replace(past.memory, identity=digest_of(key)))
 
     def _encoder(self, position: int, chunk: Chunk | None, decode_in_background: bool) -> Callable[[], Path]:
-        """What is left to do for the chunk's segment; with decoding done here unless it may be done in background."""
-        path = self.folder.segment_path(self.segment_keys[position])
-        if self.folder.has_segment(self.segment_keys[position]):
+        """What is left to do for the chunk's part; with decoding done here unless it may be done in background."""
+        path = self.folder.part_path(self.part_keys[position])
+        if self.folder.has_part(self.part_keys[position]):
             return lambda: path
         if chunk is None:
             chunk = self.folder.load_chunk(self.keys[position]) or self._make(position)
@@ -207,17 +206,17 @@ class _Run:
         frames = None if decode_in_background else decoded()
 
         def encode() -> Path:
-            write_segment(path, decoded() if frames is None else frames, self.video.encoding)
+            write_part(path, decoded() if frames is None else frames, self.video.encoding)
             return path
 
         return encode
 
-    # Telling of it
+    # Reporting it
 
     def _event(self, position: int, reused: bool, pace: Pace) -> Callable[[], ChunkDone]:
         video = self.video
         num_frames = (position + 1) * FRAMES_PER_CHUNK
-        segment = self.folder.segment_path(self.segment_keys[position])
+        part = self.folder.part_path(self.part_keys[position])
         return lambda: ChunkDone(
             chunk=video.chunks[position],
             num_done=position + 1,
@@ -227,30 +226,30 @@ class _Run:
             seconds_of_video=float(num_frames / video.encoding.frame_rate),
             frames_per_second=pace.frames_per_second,
             eta_seconds=pace.eta_seconds,
-            drift=self.drift_reports.pop(position, None),
-            segment=segment,
+            drift=self.drift_checks.pop(position, None),
+            part=part,
             folder=self.folder,
         )
 
-    def _tell_finished(self, max_pending: int) -> None:
-        """Tell of what the background has finished, waiting until no more than `max_pending` are left; or raise its
+    def _report_finished(self, max_pending: int) -> None:
+        """Report what the background has finished, waiting until no more than `max_pending` are left; or raise its
         fault."""
         while self.pending and (len(self.pending) > max_pending or self.pending[0][0].done()):
             future, event = self.pending[0]
             future.result()
             self.pending.popleft()
             self.last_done = event()
-            if self.tell is not None:
-                self.tell(self.last_done)
+            if self.on_chunk is not None:
+                self.on_chunk(self.last_done)
 
     def _between_forwards(self) -> None:
-        """The host's wish to stop, and what the background has to tell: a fault there ends the sampling too."""
+        """The host's wish to stop, and what the background has to report: a fault there ends the sampling too."""
         if self.host_check_cancelled is not None:
             self.host_check_cancelled()
-        self._tell_finished(max_pending=1)
+        self._report_finished(max_pending=1)
 
     def _note_failures(self, stop: BaseException) -> None:
-        """Finish what the background has begun. Its own fault is told with, not instead of, what stopped the run."""
+        """Finish what the background has begun. Its own fault is added to what stopped the run."""
         for future, _ in self.pending:
             fault = future.exception()
             if fault is not None and fault is not stop:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..fingerprint import fingerprint
 from ..sampling.plan import Past
 from .job import LongVideo
-from .keys import segment_keys
+from .keys import part_keys
 from .run_folder import RunFolder, make_key
 
 logger = logging.getLogger(__name__)
@@ -22,16 +22,16 @@ _SAMPLER_VERSION = 1
 
 
 def adopt_old_names(
-    video: LongVideo, folder: RunFolder, first: Past, keys: list[str], names_of_segments: list[str]
+    video: LongVideo, folder: RunFolder, first: Past, keys: list[str], names_of_parts: list[str]
 ) -> None:
-    """Give what the folder holds under the old keys of these chunks and segments their names of today, too."""
+    """Give what the folder holds under the old keys of these chunks and parts their names of today, too."""
     if not folder.journal() or all(folder.chunk_path(key).is_file() for key in keys):
         return
     old = old_chunk_keys(video, first)
-    old_segments = segment_keys(video, old)
+    old_parts = part_keys(video, old)
     pairs = [
         *zip(map(folder.chunk_path, old), map(folder.chunk_path, keys), strict=True),
-        *zip(map(folder.segment_path, old_segments), map(folder.segment_path, names_of_segments), strict=True),
+        *zip(map(folder.part_path, old_parts), map(folder.part_path, names_of_parts), strict=True),
     ]
     found = [(before, now) for before, now in pairs if before.is_file() and not now.is_file()]
     for before, now in found:

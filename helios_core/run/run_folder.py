@@ -35,7 +35,7 @@ from ..files import (
     remove_unfinished,
     save_tensors,
 )
-from ..media.segments import is_whole
+from ..media.parts import is_whole
 from ..memory.memory import HeliosMemory
 from ..memory.storage import pack_memory, unpack_memory
 from ..sampling.drift import DriftState
@@ -89,7 +89,7 @@ class RunFolder:
     def chunk_path(self, key: str) -> Path:
         return self.path / "chunks" / f"{key}.safetensors"
 
-    def segment_path(self, key: str) -> Path:
+    def part_path(self, key: str) -> Path:
         return self.path / "segments" / f"{key}.mp4"
 
     # Writing alone
@@ -148,9 +148,9 @@ class RunFolder:
             tensors["drift_mean"], tensors["drift_variance"] = chunk.past.drift.mean, chunk.past.drift.variance
         save_tensors(self.chunk_path(key), "chunk", tensors, facts)
 
-    def has_segment(self, key: str) -> bool:
-        """Whether that segment of video is there with every byte. A damaged one is removed: it is soon made again."""
-        path = self.segment_path(key)
+    def has_part(self, key: str) -> bool:
+        """Whether that part of video is there with every byte. A damaged one is removed: it is soon made again."""
+        path = self.part_path(key)
         if path.is_file() and not is_whole(path):
             logger.warning("%s is damaged and will be encoded again", path)
             remove_file(path)  # or it is written over
@@ -187,7 +187,7 @@ class RunFolder:
                     stream.write(b"\n")
 
     def journal(self) -> list[dict[str, Any]]:
-        """The records in order. Lines that were torn by a crash are left out: the files tell what is finished."""
+        """The records in order. Lines that were torn by a crash are left out: the files say what is finished."""
         path = self.path / JOURNAL
         if not path.is_file():
             return []

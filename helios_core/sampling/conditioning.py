@@ -40,7 +40,7 @@ def encode_video(
     config = config or MemoryConfig()
     if len(frames) < FRAMES_PER_CHUNK:
         raise ValueError(
-            f"the video has {len(frames)} frames; at least {FRAMES_PER_CHUNK} (one chunk) are needed to go on from. "
+            f"the video has {len(frames)} frames; at least {FRAMES_PER_CHUNK} (one chunk) are needed to continue it. "
             "Use a longer clip, or image-to-video from one of its frames"
         )
     reach = -(-config.num_latent_frames // LATENT_FRAMES_PER_CHUNK)

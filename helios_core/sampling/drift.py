@@ -1,4 +1,4 @@
-"""Adaptive anti-drifting (an option): when the latents leave their band, the model is told to trust its past less.
+"""Adaptive anti-drifting (an option): when the latents leave their band, the model is made to trust its past less.
 
 Mean and variance of each latent channel are followed with an exponential moving average. When a chunk is far from the
 average in both, a little noise is added to what the *next* chunks remember of it: a slightly corrupted past is what
@@ -22,7 +22,7 @@ class DriftState:
 
 
 @dataclass(frozen=True)
-class DriftReport:
+class DriftCheck:
     """How far a chunk is from the average (L2 over channels, averaged over the batch), and whether that is drift."""
 
     mean_distance: float
@@ -48,7 +48,7 @@ class AntiDrift:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 and above")
 
-    def watch(self, latents: torch.Tensor, state: DriftState | None) -> tuple[DriftReport, DriftState]:
+    def watch(self, latents: torch.Tensor, state: DriftState | None) -> tuple[DriftCheck, DriftState]:
         """Take a chunk (B, C, T, h, w) into the averages (`state` is None before the first), then compare it to them.
 
         The comparison comes after the update, so a jump of d shows as a distance of `momentum` * d, and the first
@@ -66,4 +66,4 @@ class AntiDrift:
         mean_distance = (mean - state.mean).norm(dim=1).mean().item()
         variance_distance = (variance - state.variance).norm(dim=1).mean().item()
         has_drifted = mean_distance > self.mean_threshold and variance_distance > self.variance_threshold
-        return DriftReport(mean_distance, variance_distance, has_drifted), state
+        return DriftCheck(mean_distance, variance_distance, has_drifted), state

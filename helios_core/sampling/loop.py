@@ -20,7 +20,7 @@ from ..memory.storage import ModelIdentity
 from ..model.patchify import num_tokens
 from ..model.transformer import HeliosTransformer, MemoryTokens, PromptContext
 from ..transfer import to_device
-from .drift import AntiDrift, DriftReport, DriftState
+from .drift import AntiDrift, DriftCheck, DriftState
 from .guidance import guide, is_zero_step
 from .hooks import Hooks, Predict, Step, StepDone
 from .loras import LoraStrength
@@ -68,7 +68,7 @@ def make_chunks(
         take_up_stream(plan.noise, past)
         memory = plan.anchored(past.memory)
         latents = sample_chunk(model, memory, plan, prompts.of(plan, model), hooks)
-        remembered, drift, report = watch_drift(latents, past, plan.noise, anti_drift)
+        remembered, drift, check = watch_drift(latents, past, plan.noise, anti_drift)
         memory = memory.append(
             remembered,
             model=identity.name,
@@ -77,7 +77,7 @@ def make_chunks(
             identity=keys.append(plan) if stream_state(plan.noise) is None else "",
         )
         past = replace(leave_stream(plan.noise, past), memory=memory, drift=drift)
-        yield Chunk(latents, past, report)
+        yield Chunk(latents, past, check)
 
 
 @torch.no_grad()
@@ -179,17 +179,17 @@ def set_loras(plan: ChunkPlan, hooks: Hooks) -> None:
 
 def watch_drift(
     latents: torch.Tensor, past: Past, noise: NoiseSource, anti_drift: AntiDrift | None
-) -> tuple[torch.Tensor, DriftState | None, DriftReport | None]:
+) -> tuple[torch.Tensor, DriftState | None, DriftCheck | None]:
     """What the next chunks remember of this one: noisier than it was when it has drifted (see `drift`)."""
     if anti_drift is None:
         return latents, None, None
-    report, state = anti_drift.watch(latents, past.drift)
-    if not report.has_drifted:
-        return latents, state, report
+    check, state = anti_drift.watch(latents, past.drift)
+    if not check.has_drifted:
+        return latents, state, check
     index = past.memory.chunk_index
     logger.info("chunk %d has drifted; noise is added to what the next chunks remember of it", index)
     grain = noise.normal(tuple(latents.shape), ("drift", index))
-    return latents + anti_drift.strength * grain.to(latents), state, report
+    return latents + anti_drift.strength * grain.to(latents), state, check
 
 
 def take_up_stream(noise: NoiseSource, past: Past) -> None:
@@ -224,7 +224,7 @@ def check_finite(finite: list[torch.Tensor], place: str, prompt: PromptContext, 
     if all(verdicts):
         return
     if not memory.frames.isfinite().all():
-        where = "The memory that the chunk goes on from holds them already: make or load it anew"
+        where = "The memory that the chunk continues from holds them already: make or load it anew"
     elif not prompt.tokens.isfinite().all():
         where = "The prompt's tokens hold them already: the text encoder's output or the weights are damaged"
     else:

@@ -11,7 +11,7 @@ from ..fingerprint import fingerprint
 from ..geometry import check_size
 from ..memory.memory import HeliosMemory
 from ..model.config import TransformerConfig
-from .drift import AntiDrift, DriftReport, DriftState
+from .drift import AntiDrift, DriftCheck, DriftState
 from .loras import LoraStrength
 from .noise import NoiseSource
 from .settings import SamplingSettings
@@ -80,12 +80,12 @@ class Past:
 class Chunk:
     """A finished chunk: `latents` (B, C, 9, h, w), fp32, model space, and the past of the chunk after it.
 
-    `drift_report` is there when drift is watched and the chunk was made in this session.
+    `drift_check` is there when drift is watched and the chunk was made in this session.
     """
 
     latents: torch.Tensor
     past: Past
-    drift_report: DriftReport | None = None
+    drift_check: DriftCheck | None = None
 
 
 class KeyChain:

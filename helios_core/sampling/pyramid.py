@@ -1,7 +1,7 @@
 """The pyramid: a chunk is denoised at a low resolution first, and each later stage doubles it (paper section 3).
 
 The global flow from noise (sigma 1) to data (sigma 0) is cut into stages. Each stage is a flow of its own whose
-local sigma runs from 1 to 0; the timestep told to the model says where on the global flow it is. Between stages
+local sigma runs from 1 to 0; the timestep given to the model says where on the global flow it is. Between stages
 the sample is upsampled and given correlated noise, such that it has the distribution the next stage starts from.
 """
 
@@ -22,8 +22,8 @@ from .settings import ScheduleConfig
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """Steps of one stage: `sigmas` (n + 1 values, the last 0) local to the stage, and `timesteps` (n values, on the
-    scale 0..1000) as the model is told them."""
+    """The noise schedule of one stage: `sigmas` (n + 1 values, the last 0) local to the stage, and
+    `timesteps` (n values, on the scale 0..1000) as the model is given them."""
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]

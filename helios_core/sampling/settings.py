@@ -1,8 +1,6 @@
-"""What a Helios model and a Helios run are made of, as frozen dataclasses.
-
-`TransformerConfig` is the shape of the network, `ScheduleConfig` the noise schedule of the pyramid,
-`MemoryConfig` the window into the past, and `SamplingSettings` everything a chunk's denoising depends on
-besides model, prompt, seed and memory. The three published variants are three `SamplingSettings`.
+"""How chunks are denoised. `ScheduleConfig` is the noise schedule (not the prompt schedule of `script.schedule`), and
+`SamplingSettings` all that the denoising of a chunk depends on besides model, prompt, seed and memory. The three
+published variants are three `SamplingSettings`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from ..typed import plain
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The flow schedule, cut into pyramid stages (paper section 3, pyramidal flow matching).
+    """The noise schedule, cut into pyramid stages (paper section 3, pyramidal flow matching).
 
     `stage_range` are the cuts of the noise level, from 0 (pure noise) to 1, `num_stages + 1` values.
     `gamma` sets the negative correlation of the noise added between stages. With `use_dynamic_shifting`
@@ -60,12 +58,12 @@ class ScheduleConfig:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether it is the schedule of a model distilled to a few steps without guidance (DMD)."""
+        """Whether it is the noise schedule of a model distilled to a few steps without guidance (DMD)."""
         return self.solver == "dmd"
 
     @classmethod
     def with_stages(cls, num_stages: int, **values: Any) -> ScheduleConfig:
-        """A schedule of `num_stages` stages of equal range."""
+        """A noise schedule of `num_stages` stages of equal range."""
         return cls(
             num_stages=num_stages,
             stage_range=tuple(stage / num_stages for stage in range(num_stages + 1)),
@@ -114,7 +112,7 @@ HISTORY_REUSE = ("off", "stage", "chunk")
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a chunk is denoised: schedule, steps in each stage, and guidance.
+    """How a chunk is denoised: noise schedule, steps in each stage, and guidance.
 
     Classifier-free guidance runs when `guidance_scale` > 1. With `cfg_zero_star` the unconditional velocity
     is rescaled to best fit the conditional one (CFG-Zero*, arXiv 2503.18886) and, with `zero_init`, the first
@@ -189,7 +187,7 @@ VARIANTS: Mapping[str, SamplingSettings] = {
 
 
 def variant_of(settings: SamplingSettings) -> str:
-    """Name of the published variant that has this kind of schedule: "base", "mid" or "distilled"."""
+    """Name of the published variant that has this kind of noise schedule: "base", "mid" or "distilled"."""
     if settings.schedule.is_distilled:
         return "distilled"
     return "base" if settings.schedule.num_stages == 1 else "mid"
@@ -204,10 +202,10 @@ def model_title(settings: SamplingSettings) -> str:
 
 
 def settings_from_folder(folder: Path) -> SamplingSettings | None:
-    """Settings told by a published model folder, or None when it has no `scheduler/scheduler_config.json`.
+    """Settings stated by a published model folder, or None when it has no `scheduler/scheduler_config.json`.
 
     `folder` is the one with `model_index.json`, or its `transformer` subfolder. The variant's own steps and
-    guidance are used; the schedule is the file's.
+    guidance are used; the noise schedule is the file's.
     """
     for root in (folder, folder.parent):
         scheduler_file = root / "scheduler" / "scheduler_config.json"

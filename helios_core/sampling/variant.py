@@ -1,6 +1,6 @@
 """Which variant some weights are, and whether they are sampled as they were trained.
 
-Base, Mid and Distilled have the same tensors, so the weights themselves do not tell.
+Base, Mid and Distilled have the same tensors, so the weights themselves do not show it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _FAR = 3  # times as many, or as few, steps as the variant's
 
 
 def choose_variant(path: Path, from_files: SamplingSettings | None, chosen: str | None = None) -> SamplingSettings:
-    """Settings of the weights at `path`: of the `chosen` variant, else what the files tell, else by the name.
+    """Settings of the weights at `path`: of the `chosen` variant, else what the files say, else by the name.
 
-    The choice counts, as the user may know better, but a warning is logged when files or name tell otherwise, and when
-    nothing tells the variant, which then is "distilled". Raises ValueError for an unknown `chosen`.
+    The choice counts, as the user may know better, but a warning is logged when files or name say otherwise, and when
+    nothing says the variant, which then is "distilled". Raises ValueError for an unknown `chosen`.
     """
     if chosen is not None and chosen not in VARIANTS:
         raise ValueError(f"variant is {chosen!r}; allowed: {', '.join(map(repr, VARIANTS))}")
-    told = None if from_files is None else variant_of(from_files)
+    stated = None if from_files is None else variant_of(from_files)
     source = "the files beside it or in it say"
-    if told is None:
-        told, source = _variant_in(path), "its name says"
-    if chosen is not None and told not in (None, chosen):
+    if stated is None:
+        stated, source = _variant_in(path), "its name says"
+    if chosen is not None and stated not in (None, chosen):
         logger.warning(
             "%s is taken for Helios %s, as chosen, but %s it is %s. With another variant's schedule the video is noise "
             "or blur",
-            path.name, chosen.capitalize(), source, told.capitalize(),
+            path.name, chosen.capitalize(), source, stated.capitalize(),
         )  # fmt: skip
-    if chosen is None and told is None:
-        logger.warning("nothing tells which Helios variant %s is; it is taken for Distilled. Choose another", path.name)
-    name = chosen or told or "distilled"
+    if chosen is None and stated is None:
+        logger.warning("nothing says which Helios variant %s is; it is taken for Distilled. Choose another", path.name)
+    name = chosen or stated or "distilled"
     # The files know the exact schedule of their own variant.
     return from_files if from_files is not None and variant_of(from_files) == name else VARIANTS[name]
 

@@ -3,7 +3,7 @@
     # One segment a line: when it starts, options, a colon, the prompt.
     0s: a fox in the snow
     5s blend 2: it looks up
-        and lifts a paw          (a line that begins with a space goes on with the prompt)
+        and lifts a paw          (a line that begins with a space continues the prompt)
     chunk 8 blend 4 spherical seed 7 guidance 4 anchor "dusk.png" lora snow.safetensors 0.8: night falls
     end 20s
 
@@ -87,7 +87,7 @@ def parse_schedule(
             line.fail(1, 'nothing may follow the line with "end"')
         if content[0] in " \t":
             if not prompts:
-                line.fail(1, "a line that begins with a space goes on with a prompt, and there is none above")
+                line.fail(1, "a line that begins with a space continues a prompt, and there is none above")
             prompts[-1].append(content)
         elif _END.match(content):
             num_chunks = line.end(entries[-1]["start"] if entries else None)

@@ -1,8 +1,8 @@
 """The Wan VAE (Wan 2.1, arXiv 2503.20314, section 4.1): a causal video autoencoder, at whatever width its weights have.
 
 33 frames become 9 latent frames: the first alone, then one for each group of 4. Nothing looks ahead in time, so a clip
-goes through in one piece (a small video; or to train it) or latent frame by latent frame with a `Past` between them (a
-large one), and the numbers are the same. Parameter names are those of the published file.
+goes through in one piece (a small video; or to train it) or latent frame by latent frame with a `CausalCache` between
+them (a large one), and the numbers are the same. Parameter names are those of the published file.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """Tells frames apart that are decoded from the same latents; empty when exact."""
+        """Distinguishes frames that are decoded from the same latents; empty when exact."""
         if self == Decoding():
             return ""
         return " ".join([self.dtype, *["channels_last"] * self.channels_last, *["compiled"] * self.compiled])
 
 
-class Past:
+class CausalCache:
     """The last frames that each causal layer has seen, for the next piece of the clip.
 
     Layers ask in the order in which they run. Without `earlier` it is the start of a clip, before which all is zero;
     else those frames are taken out of it one after another, so that each is let go as soon as it has been used.
-    `frames` of this piece are kept for the next one if it `goes_on`.
+    `frames` of this piece are kept for the next one if the clip `continues`.
     """
 
-    def __init__(self, earlier: list[torch.Tensor] | None = None, *, goes_on: bool = False) -> None:
+    def __init__(self, earlier: list[torch.Tensor] | None = None, *, continues: bool = False) -> None:
         self.is_start = earlier is None
-        self.goes_on = goes_on
+        self.continues = continues
         self.frames: list[torch.Tensor] = []
         self._earlier = earlier
 
@@ -72,7 +72,7 @@ class Past:
         """x (B, C, T, H, W) with the `num_frames` frames before it in front."""
         if self.is_start:
             zeros = (0, 0, 0, 0, num_frames, 0)
-            x = F.pad(x, zeros).contiguous(memory_format=_layout(x))  # to pad does not keep it
+            x = F.pad(x, zeros).contiguous(memory_format=_memory_format(x))  # to pad does not keep it
         else:
             x = torch.cat((self._earlier.pop(0), x), dim=2)
         self.keep(x, num_frames)
@@ -80,11 +80,11 @@ class Past:
 
     def keep(self, x: torch.Tensor, num_frames: int) -> None:
         """Have `num_frames` frames of x before the next piece. A copy: a view would hold all of x."""
-        if self.goes_on:
-            self.frames.append(x[:, :, -num_frames:].clone(memory_format=_layout(x)))
+        if self.continues:
+            self.frames.append(x[:, :, -num_frames:].clone(memory_format=_memory_format(x)))
 
 
-def _layout(x: torch.Tensor) -> torch.memory_format:
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
     return torch.channels_last_3d if is_channels_last else torch.contiguous_format
 
@@ -112,7 +112,7 @@ def _may_ask_onednn() -> bool:
 
 
 class CausalConv3d(Convolution):
-    """Convolution over (t, y, x). Its frames come with those before them (see `Past`), and it sees no later ones."""
+    """Convolution over (t, y, x). Its frames come with those before them (see `CausalCache`); it sees no later ones."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         side = kernel // 2
@@ -135,9 +135,9 @@ class ChannelNorm(nn.Module):
         return x * square.clamp_min(1e-24).rsqrt().to(x.dtype) * (x.shape[1] ** 0.5 * self.gamma)
 
 
-def _convolve(norm: ChannelNorm, convolution: CausalConv3d, x: torch.Tensor, past: Past) -> torch.Tensor:
+def _convolve(norm: ChannelNorm, convolution: CausalConv3d, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
     """Norm, SiLU, convolution. In one expression, so that nothing holds what is between them."""
-    return convolution(past.before(F.silu(norm(x), inplace=True)))
+    return convolution(cache.before(F.silu(norm(x), inplace=True)))
 
 
 class ResidualBlock(nn.Module):
@@ -157,10 +157,10 @@ class ResidualBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else CausalConv3d(in_channels, out_channels, 1)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
         norm_1, _, convolution_1, norm_2, _, _, convolution_2 = self.residual
-        hidden = _convolve(norm_1, convolution_1, x, past)
-        hidden = _convolve(norm_2, convolution_2, hidden, past)
+        hidden = _convolve(norm_1, convolution_1, x, cache)
+        hidden = _convolve(norm_2, convolution_2, hidden, cache)
         hidden += self.shortcut(x)
         return hidden
 
@@ -174,7 +174,7 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         query, key, value = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n (h w) c", three=3)
         out = F.scaled_dot_product_attention(query, key, value)
@@ -190,13 +190,13 @@ class Downsample(nn.Module):
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = Convolution(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if halves_time else None
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
         x = _by_frame(self.resample, x)
         if self.time_conv is None:
             return x
-        if not past.is_start:
-            return self.time_conv(past.before(x, 1))
-        past.keep(x, 1)
+        if not cache.is_start:
+            return self.time_conv(cache.before(x, 1))
+        cache.keep(x, 1)
         return torch.cat((x[:, :, :1], self.time_conv(x)), dim=2) if x.shape[2] > 1 else x
 
 
@@ -210,13 +210,13 @@ class Upsample(nn.Module):
         )
         self.time_conv = Convolution(channels, 2 * channels, (3, 1, 1)) if doubles_time else None
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
-        return _by_frame(self.resample, x if self.time_conv is None else self._double_time(x, past))
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        return _by_frame(self.resample, x if self.time_conv is None else self._double_time(x, cache))
 
-    def _double_time(self, x: torch.Tensor, past: Past) -> torch.Tensor:
-        # The published cache begins after the first frame, so zeros stand before the second one.
-        first, rest = x.split((1, x.shape[2] - 1), dim=2) if past.is_start else (None, x)
-        padded = past.before(rest, 2)
+    def _double_time(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        # The published decoder's cache begins after the first frame, so zeros stand before the second one.
+        first, rest = x.split((1, x.shape[2] - 1), dim=2) if cache.is_start else (None, x)
+        padded = cache.before(rest, 2)
         if rest.shape[2] == 0:
             return x
         doubled = rearrange(self.time_conv(padded), "b (two c) t h w -> b c (t two) h w", two=2)
@@ -236,11 +236,11 @@ def _head(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(ChannelNorm(channels), nn.SiLU(), CausalConv3d(channels, out_channels, 3))
 
 
-def _through(x: torch.Tensor, layers: Sequence[nn.Module], head: nn.Sequential, past: Past) -> torch.Tensor:
+def _through(x: torch.Tensor, layers: Sequence[nn.Module], head: nn.Sequential, cache: CausalCache) -> torch.Tensor:
     for layer in layers:
-        x = layer(x, past)
+        x = layer(x, cache)
     norm, _, convolution = head
-    return _convolve(norm, convolution, x, past)
+    return _convolve(norm, convolution, x, cache)
 
 
 class Encoder(nn.Module):
@@ -260,8 +260,8 @@ class Encoder(nn.Module):
         self.middle = _middle(channels)
         self.head = _head(channels, 2 * LATENT_CHANNELS)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
-        return _through(self.conv1(past.before(x)), (*self.downsamples, *self.middle), self.head, past)
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        return _through(self.conv1(cache.before(x)), (*self.downsamples, *self.middle), self.head, cache)
 
 
 class Decoder(nn.Module):
@@ -282,16 +282,16 @@ class Decoder(nn.Module):
                 channels //= 2
         self.head = _head(channels, 3)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
-        return _through(self.conv1(past.before(x)), (*self.middle, *self.upsamples), self.head, past)
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        return _through(self.conv1(cache.before(x)), (*self.middle, *self.upsamples), self.head, cache)
 
 
 def _code_piece(
-    coder: Encoder | Decoder, piece: torch.Tensor, earlier: list[torch.Tensor] | None, goes_on: bool
+    coder: Encoder | Decoder, piece: torch.Tensor, earlier: list[torch.Tensor] | None, continues: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A piece of a clip after the frames kept of the one before (see `Past`), and those to keep of it."""
-    past = Past(earlier, goes_on=goes_on)
-    return coder(piece, past), past.frames
+    """A piece of a clip after the frames kept of the one before (see `CausalCache`), and those to keep of it."""
+    cache = CausalCache(earlier, continues=continues)
+    return coder(piece, cache), cache.frames
 
 
 class WanVAE(nn.Module):
@@ -339,8 +339,8 @@ class WanVAE(nn.Module):
             part.to(DECODER_DTYPES[decoding.dtype])
             for weight in part.parameters():
                 if decoding.channels_last and weight.ndim >= 4:
-                    layout = torch.channels_last_3d if weight.ndim == 5 else torch.channels_last
-                    weight.data = weight.data.contiguous(memory_format=layout)
+                    memory_format = torch.channels_last_3d if weight.ndim == 5 else torch.channels_last
+                    weight.data = weight.data.contiguous(memory_format=memory_format)
         self._decode_piece = torch.compile(_code_piece, dynamic=False) if decoding.compiled else _code_piece
         self.decoding = decoding
 

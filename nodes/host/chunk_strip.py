@@ -1,4 +1,4 @@
-"""Tells ComfyUI's frontend how each chunk of a Helios Long Video run is doing, for the strip of chunks on the node.
+"""Reports to ComfyUI's frontend how each chunk of a Helios Long Video run is doing, for the node's strip.
 
 Two events go to the client that queued the run; a client that does not know them loses nothing by leaving them out.
 
@@ -25,8 +25,8 @@ list "helios_run" and with the states of the end, so that it is in ComfyUI's his
     filename, subfolder, type    what ComfyUI's /view takes to play the chunk; null before it is done
     thumbnail                    a JPEG at most 160 pixels wide or high as a data URL, or null
 
-A chunk is told as done at once, and once more with its thumbnail. Thumbnails are made in a thread of their own; where
-it falls behind they are left out, so that no chunk ever waits for one.
+A chunk is reported as done at once, and once more with its thumbnail. Thumbnails are made in a thread of their own;
+where it falls behind they are left out, so that no chunk ever waits for one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ChunkStrip:
         return {**self.about, "inputs": self.inputs, "chunks": list(chunks.values())}
 
     def watch(self, hooks: Hooks) -> Hooks:
-        """The same hooks, which also tell when a chunk begins."""
+        """The same hooks, which also report when a chunk begins."""
 
         def progress(step: StepDone) -> None:
             if self.chunks[step.chunk_index]["state"] == "queued":
@@ -124,10 +124,10 @@ class ChunkStrip:
 
     def done(self, done: ChunkDone) -> None:
         """A chunk is finished."""
-        subfolder = done.segment.parent.relative_to(folder_paths.get_output_directory()).as_posix()
-        place = {"filename": done.segment.name, "subfolder": subfolder, "type": "output"}
+        subfolder = done.part.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+        place = {"filename": done.part.name, "subfolder": subfolder, "type": "output"}
         self._tell(done.chunk, state="done", reused=done.reused, seconds_of_video=done.seconds_of_video, **place)
-        self.thumbnails.offer(done.chunk, done.segment)
+        self.thumbnails.offer(done.chunk, done.part)
 
     def _show_thumbnail(self, chunk: int, thumbnail: str) -> None:
         self._tell(chunk, thumbnail=thumbnail)
@@ -152,9 +152,9 @@ class Thumbnails:
         self.put_off: list[tuple[int, Path]] = []
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="helios-thumbnail")
 
-    def offer(self, chunk: int, segment: Path) -> None:
+    def offer(self, chunk: int, part: Path) -> None:
         self.waiting = {future for future in self.waiting if not future.done()}
-        self.put_off.append((chunk, segment))
+        self.put_off.append((chunk, part))
         while self.put_off and len(self.waiting) < MAX_WAITING:
             future = self.thread.submit(self._make, *self.put_off.pop())
             future.add_done_callback(_log_fault)
@@ -166,8 +166,8 @@ class Thumbnails:
         self.closed = True
         self.thread.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, chunk: int, segment: Path) -> None:
-        thumbnail = make_thumbnail(segment)
+    def _make(self, chunk: int, part: Path) -> None:
+        thumbnail = make_thumbnail(part)
         if not self.closed:
             self.deliver(chunk, thumbnail)
 
@@ -177,10 +177,10 @@ def _log_fault(future: Future) -> None:
         logger.warning("A thumbnail could not be made: %s", future.exception())
 
 
-def make_thumbnail(segment: Path) -> str:
+def make_thumbnail(part: Path) -> str:
     """The middle frame of a chunk's video as a small JPEG, a data URL."""
     middle = FRAMES_PER_CHUNK // 2
-    (frame,) = islice(stream_video(segment), middle, middle + 1)
+    (frame,) = islice(stream_video(part), middle, middle + 1)
     picture = Image.fromarray(frame.numpy())
     picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     jpeg = BytesIO()
@@ -205,5 +205,5 @@ def upstream_inputs(prompt: Mapping[str, Any], node_id: str | None) -> dict[str,
 
 def _send(event: str, payload: dict[str, Any]) -> None:
     server = PromptServer.instance
-    if server.client_id is not None:  # nobody asked to be told; without an id it would go to every client
+    if server.client_id is not None:  # nobody asked for reports; without an id it would go to every client
         server.send_sync(event, payload, server.client_id)

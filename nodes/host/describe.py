@@ -1,8 +1,8 @@
 """What a Python object is made of, as plain values: wrappers, overrides and LoRAs that other nodes put on a model.
 
-A function is told by its module, name and code, and by all that it holds: defaults, closure cells, a bound self, the
+A function is known by its module, name and code, and by all that it holds: defaults, closure cells, a bound self, the
 arguments of a partial. So two overrides of one pack with other settings differ, and one of them is the same in the
-next session. What cannot be told apart this way is described by this process: it equals nothing of another session.
+next session. What cannot be distinguished this way is described by this process: it equals nothing of another session.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Description:
 
     `modules`: name of each part of the model, by the id of the part: a wrapper that holds the model or a layer of it
     says which, not what is in it. `adapters`: what was said of LoRA weights when they were first seen, since ComfyUI
-    casts some of them when they are loaded. `unknown` collects what only this session can tell.
+    casts some of them when they are loaded. `unknown` collects what only this session knows.
     """
 
     modules: Mapping[int, str] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Description:
         if isinstance(value, comfy.weight_adapter.WeightAdapterBase):
             return self._adapter(kind, value)
         if kind.endswith("weight_adapter.bypass.BypassForwardHook"):
-            # Its other attributes tell whether it is in place now.
+            # Its other attributes show whether it is in place now.
             return ["bypass", *map(self.of, (value.module, value.adapter, value.multiplier))]
         if isinstance(value, comfy.model_patcher.ModelPatcher):
             return ["model", self.of(value.model), self.of(value.patches), self.of(value.object_patches)]

@@ -32,7 +32,7 @@ def video_source(video) -> Source:
 
 
 def video_identity(video) -> str:
-    """Tells this video from others, by its content."""
+    """Identifies this video, by its content."""
     if not isinstance(video, InputImpl.VideoFromFile):
         return fingerprint(tensor_samples(video.get_components().images))
     file = video.get_stream_source()
@@ -43,7 +43,7 @@ def video_identity(video) -> str:
 class ModelUpscaler:
     """An UPSCALE_MODEL, one frame at a time.
 
-    Raises ValueError for anything else. `say` is called when memory runs out and tiles get smaller.
+    Raises ValueError for anything else. `say` is called when the device's memory runs out and tiles get smaller.
     """
 
     def __init__(self, model, say: Callable[[str], None]) -> None:
@@ -88,7 +88,7 @@ class ModelUpscaler:
                 if not _out_of_memory(error) or self._tile <= SMALLEST_TILE:
                     raise
                 self._tile //= 2
-                self.say(f"memory ran out in upscaling; going on with tiles of {self._tile} pixels")
+                self.say(f"GPU memory ran out in upscaling; continuing with tiles of {self._tile} pixels")
                 comfy.model_management.soft_empty_cache()
                 continue
             return upscaled[0].movedim(-3, -1).clamp(0, 1)
@@ -101,7 +101,7 @@ class ModelUpscaler:
 class ModelInterpolator:
     """An INTERP_MODEL (FILM, RIFE): frames between two, in order.
 
-    Raises ValueError for anything else. `say` is called when memory runs out and batches get smaller.
+    Raises ValueError for anything else. `say` is called when the device's memory runs out and batches get smaller.
     """
 
     def __init__(self, patcher, say: Callable[[str], None]) -> None:
@@ -156,7 +156,7 @@ class ModelInterpolator:
             if not _out_of_memory(error) or len(positions) == 1:
                 raise
         self._at_once, self._batch = False, 1
-        self.say("memory ran out in interpolating; going on with one frame at a time")
+        self.say("GPU memory ran out in interpolating; continuing with one frame at a time")
         comfy.model_management.soft_empty_cache()
         return None
 
@@ -174,7 +174,7 @@ class ModelInterpolator:
                 if not _out_of_memory(error) or len(step) == 1:
                     raise
                 self._batch = len(step) // 2
-                self.say(f"memory ran out in interpolating; going on with {self._batch} frames at a time")
+                self.say(f"GPU memory ran out in interpolating; continuing with {self._batch} frames at a time")
                 comfy.model_management.soft_empty_cache()
         return torch.cat(done)
 

@@ -1,5 +1,5 @@
-"""Which model and which VAE is on a wire, told by what they were made from: the same files, settings, LoRAs and options
-give the same name in every session, on every card, and loaded or not."""
+"""Which model and which VAE is on a wire, known by what they were made from: the same files, settings, LoRAs and
+options give the same name in every session, on every card, and loaded or not."""
 
 import logging
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def model_identity(patcher: comfy.model_patcher.ModelPatcher) -> ModelIdentity:
     if describe.unknown:
         logger.warning(
             "Finished chunks of this model can be used again in this session only: it carries %s from another node, "
-            "of which the content cannot be told",
+            "of which the content cannot be read",
             ", ".join(sorted(set(describe.unknown))),
         )
     return ModelIdentity.of_parts(model.name, {name: fingerprint(part) for name, part in parts.items()})

@@ -34,7 +34,7 @@ WEIGHT_DTYPES = {
 def load_model(path: Path, variant: str, weight_dtype: str, *, disable_dynamic: bool = False) -> HeliosPatcher:
     """Read a Helios checkpoint into a MODEL.
 
-    `variant` is one of VARIANTS, or "auto" for what the files or the name tell; `weight_dtype` one of WEIGHT_DTYPES.
+    `variant` is one of VARIANTS, or "auto" for what the files or the name say; `weight_dtype` one of WEIGHT_DTYPES.
     With "default" weights that are stored quantised stay so (GGUF, scaled fp8), with the fp8 choices those in fp8.
     `disable_dynamic` gives a static patcher under dynamic VRAM too.
 
@@ -69,7 +69,7 @@ def make_patcher(
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     dynamic = takes_dynamic(load_device) and not disable_dynamic
     supported = list(HeliosModelConfig.supported_inference_dtypes)
-    # A quantised file tells nothing about the dtype of the few weights that are not, nor of the computation.
+    # A quantised file says nothing about the dtype of the few weights that are not, nor of the computation.
     stored_dtype = None if checkpoint.is_quantised else checkpoint.stored_dtype
     storage = WEIGHT_DTYPES[weight_dtype] or management.unet_dtype(
         model_params=num_parameters(checkpoint.config), supported_dtypes=supported, weight_dtype=stored_dtype

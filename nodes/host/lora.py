@@ -200,7 +200,7 @@ def _is_lora(patch: Any) -> bool:
 
 
 def _sizes(patch: Any) -> tuple[int, ...] | None:
-    """(outputs, inputs) of what a patch adds to a weight, or (outputs,) to a bias; None if it does not tell."""
+    """(outputs, inputs) of what a patch adds to a weight, or (outputs,) to a bias; None if it is not known."""
     weights = patch.weights if isinstance(patch, comfy.weight_adapter.WeightAdapterBase) else patch[1]
     if isinstance(patch, tuple):
         return tuple(weights[0].shape)

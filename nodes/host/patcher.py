@@ -89,7 +89,7 @@ class HeliosPatcher(HeliosPatching, comfy.model_patcher.ModelPatcher):
         self._patch_when_used()
 
     def partially_unload(self, *arguments, **options) -> int:
-        """Move some weights off the device; tells how many bytes."""
+        """Move some weights off the device; returns how many bytes."""
         freed = super().partially_unload(*arguments, **options)
         self._patch_when_used()
         return freed

@@ -204,7 +204,7 @@ def tell_unused_options(patcher: comfy.model_patcher.ModelPatcher) -> None:
 
 
 class UnfinishedRun:
-    """The chunks that a run has finished, for the same run to go on after them if it is stopped and queued again.
+    """The chunks that a run has finished, for the same run to resume after them if it is stopped and queued again.
 
     ComfyUI drops what a node has made when it is stopped. The model that runs keeps one of these at most: latents
     and memories, in host RAM. The same run is one with the very same objects on its wires (ComfyUI hands them out
@@ -229,5 +229,5 @@ def unfinished_run(patcher: comfy.model_patcher.ModelPatcher, wires: tuple, sett
     if kept is None or not kept.is_of(patcher, wires, settings):
         helios.unfinished_run = UnfinishedRun(patcher, wires, settings)
     elif kept.chunks:
-        logger.info("Going on after chunk %d of the run that was stopped", len(kept.chunks))
+        logger.info("Resuming after chunk %d of the run that was stopped", len(kept.chunks))
     return helios.unfinished_run

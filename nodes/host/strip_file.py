@@ -1,5 +1,5 @@
-"""What the page was told of a run's chunks, kept in the run's own folder: the strip comes back from it after a page was
-loaded again, a run was cancelled, or the server was restarted.
+"""The reports of a run's chunks to the page, kept in the run's own folder: the strip comes back from it after the
+page was loaded again, a run was cancelled, or the server was restarted.
 
 One JSON object a line: the run without its chunks, then every news of a chunk, and at last that the run has ended.
 """
@@ -54,7 +54,7 @@ class StripFile:
 
 
 def read_strip(folder: Path) -> dict[str, Any] | None:
-    """The run as the page was last told of it, in the form of "helios.run"; None when there is none to read.
+    """The run as it was last reported to the page, in the form of "helios.run"; None when there is none to read.
 
     Chunks that a killed server left half made are "stopped".
     """

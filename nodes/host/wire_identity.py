@@ -1,4 +1,4 @@
-"""What a wire carries, told by the graph that makes it: node types, settings, texts and the content of files.
+"""What a wire carries, known by the graph that makes it: node types, settings, texts and the content of files.
 
 Another machine, card or number of threads gives other float bits from the same VAE or text encoder; the graph above
 a wire is the same. Only nodes of ComfyUI itself and of this pack are known to make the same from the same: where

@@ -108,7 +108,7 @@ def samples(last_tensors):
     return [*flat, *[growth.Sample(resident=101, tensors=last_tensors, seconds=1.05)] * growth.WINDOW]
 
 
-def test_growth_is_told_and_refused_beyond_its_bound():
+def test_growth_is_reported_and_refused_beyond_its_bound():
     assert growth.growth(samples(50)) == pytest.approx({"resident": 0.01, "tensors": 0.0, "seconds": 0.05})
     assert growth.too_much(samples(50)) == []
     (fault,) = growth.too_much(samples(52))

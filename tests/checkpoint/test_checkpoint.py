@@ -191,7 +191,7 @@ def test_other_models_in_an_all_in_one_file_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("amplified", [False, True])
-def test_a_file_with_nothing_beside_it_tells_its_config_by_shapes(tmp_path, amplified):
+def test_a_file_with_nothing_beside_it_shows_its_config_by_shapes(tmp_path, amplified):
     config = dataclasses.replace(WIDE, is_amplify_history=amplified, history_scale_mode="per_head")
     file = write(tmp_path / "helios.safetensors", random_weights(config), config=None)
     assert open_checkpoint(file).config == config
@@ -549,7 +549,7 @@ def test_long_lists_of_tensors_are_cut(tmp_path):
         (["decoder.middle.0.residual.0.gamma"], "a VAE"),
     ],
 )
-def test_a_file_of_another_kind_is_told_by_its_keys(tmp_path, keys, what):
+def test_a_file_of_another_kind_is_known_by_its_keys(tmp_path, keys, what):
     file = write(tmp_path / "model.safetensors", {key: torch.zeros(4, 4) for key in keys}, config=None)
     message = error_of(file)
     assert f"It looks like {what}" in message
@@ -637,7 +637,7 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path):
         (struct.pack("<Q", 60_000) + b"[" * 60_000, "not a safetensors file"),
     ],
 )
-def test_what_is_no_safetensors_file_is_told_apart(tmp_path, content, what):
+def test_what_is_no_safetensors_file_is_distinguished(tmp_path, content, what):
     file = tmp_path / "helios.safetensors"
     file.write_bytes(content)
     message = error_of(file)
@@ -681,7 +681,7 @@ def test_no_bytes_whatever_give_another_error(tmp_path_factory, content):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
-def test_a_number_that_is_not_finite_is_told_with_its_tensor_when_loaded(tmp_path, value, dtype):
+def test_a_number_that_is_not_finite_is_reported_with_its_tensor_when_loaded(tmp_path, value, dtype):
     weights = random_weights()
     weights["blocks.1.attn2.to_k.weight"] = weights["blocks.1.attn2.to_k.weight"].index_fill(1, torch.tensor(7), value)
     weights["blocks.1.attn2.to_k.weight"] = weights["blocks.1.attn2.to_k.weight"].to(dtype)
@@ -698,7 +698,7 @@ def test_large_numbers_whose_sum_overflows_are_no_error(tmp_path):
     assert load_transformer(open_checkpoint(file), dtype=torch.float32).proj_out.weight[0, 0] == 60000
 
 
-def test_a_scale_that_is_not_finite_is_told(tmp_path):
+def test_a_scale_that_is_not_finite_is_reported(tmp_path):
     weights = random_weights() | {"proj_out.scale_weight": torch.tensor(float("nan"))}
     weights["proj_out.weight"] = weights["proj_out.weight"].to(torch.float8_e4m3fn)
     with pytest.raises(CheckpointError, match="NaN"):

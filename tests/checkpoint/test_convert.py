@@ -108,7 +108,7 @@ def test_converting_a_converted_file_changes_nothing(release, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_source_that_does_not_tell_its_variant_is_told_about(release, tmp_path, caplog):
+def test_a_source_that_does_not_say_its_variant_is_reported(release, tmp_path, caplog):
     (release / "scheduler" / "scheduler_config.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert main(["convert", str(release), str(tmp_path / "one.safetensors")]) == 0
@@ -152,7 +152,7 @@ def test_a_source_that_breaks_midway_leaves_the_old_target_and_nothing_else(rele
     assert target.read_bytes() == b"old"
 
 
-def test_too_little_room_on_the_disk_is_told_before_anything_is_written(release, tmp_path, monkeypatch):
+def test_too_little_room_on_the_disk_is_reported_before_anything_is_written(release, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match="Make room"):
         convert_checkpoint(open_checkpoint(release), tmp_path / "one.safetensors", "bf16")

@@ -128,7 +128,7 @@ def test_info_says_what_is_missing(source, tmp_path, caplog):
     assert "1 missing (blocks.4.attn1.to_q.weight)" in caplog.text
 
 
-def test_info_tells_how_much_of_a_lora_fits(tmp_path, capsys):
+def test_info_says_how_much_of_a_lora_fits(tmp_path, capsys):
     names = [f"diffusion_model.blocks.{number}.cross_attn.{name}" for number in (0, 1) for name in ("k", "k_img")]
     tensors = {f"{name}.lora_{side}.weight": torch.zeros(4, 4) for name in names for side in "AB"}
     save_file(tensors, tmp_path / "lora.safetensors")

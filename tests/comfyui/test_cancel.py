@@ -118,7 +118,7 @@ def test_running_out_of_memory_names_chunk_and_stage_and_what_to_lower(comfyui, 
     assert "This error means you ran out of memory on your GPU" in error
 
 
-def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_goes_on_after_the_finished_chunks(
+def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_resumes_after_the_finished_chunks(
     server: Server, record_property
 ):
     # Stages of very different length: chunk 1 is done soon, chunk 2 would take long.

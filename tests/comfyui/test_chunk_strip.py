@@ -1,4 +1,4 @@
-"""What the server tells of each chunk of a Helios Long Video run, and that telling it changes nothing."""
+"""What the server reports of each chunk of a Helios Long Video run, and that reporting changes nothing."""
 
 import base64
 import json
@@ -67,7 +67,7 @@ def picture(thumbnail: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(content)))
 
 
-def test_every_chunk_is_told_as_running_then_done_in_order_with_its_file_and_thumbnail(comfyui, home, graph):
+def test_every_chunk_is_reported_as_running_then_done_in_order_with_its_file_and_thumbnail(comfyui, home, graph):
     run = comfyui.run_graph(graph)
     assert run.success, run.error
     changes = states(run)
@@ -84,7 +84,7 @@ def test_every_chunk_is_told_as_running_then_done_in_order_with_its_file_and_thu
     json.dumps(last_told(run, graph))  # plain data
 
 
-def test_a_chunk_is_told_as_done_while_the_next_one_is_sampled(comfyui, graph):
+def test_a_chunk_is_reported_as_done_while_the_next_one_is_sampled(comfyui, graph):
     inputs_of(graph).update(steps="100,1,1", amplify_first_chunk=False)
     run = comfyui.run_graph(graph)
     events = [(name, data["value"] if name == "progress" else data.get("state")) for name, data in run.events
@@ -107,7 +107,7 @@ def test_a_run_begins_with_the_list_of_its_chunks_and_what_they_are_made_from(co
     assert "memory" not in start["inputs"][node]
 
 
-def test_chunks_found_on_disk_are_told_as_reused_and_a_reroll_makes_only_later_ones(comfyui, graph):
+def test_chunks_found_on_disk_are_reported_as_reused_and_a_reroll_makes_only_later_ones(comfyui, graph):
     comfyui.run_graph(graph)
     inputs_of(graph)["reroll"] = "1:99"
     run = comfyui.run_graph(graph)
@@ -118,7 +118,7 @@ def test_chunks_found_on_disk_are_told_as_reused_and_a_reroll_makes_only_later_o
     assert all(data["thumbnail"] for data in final.values())
 
 
-def test_a_cancelled_run_tells_which_chunk_was_stopped(comfyui, graph, module, monkeypatch):
+def test_a_cancelled_run_reports_which_chunk_was_stopped(comfyui, graph, module, monkeypatch):
     from comfy import model_management
 
     send = module._send
@@ -165,7 +165,7 @@ def test_without_a_client_id_nothing_is_sent(comfyui, module, monkeypatch):
 def test_thumbnails_that_never_finish_do_not_hold_up_the_chunks(comfyui, graph, module, monkeypatch):
     release = threading.Event()
 
-    def never(segment):
+    def never(part):
         release.wait(60)
         return "data:image/jpeg;base64,"
 
@@ -183,7 +183,7 @@ def test_thumbnails_that_never_finish_do_not_hold_up_the_chunks(comfyui, graph, 
 
 def test_offering_a_thumbnail_never_waits_and_those_put_off_are_made_up_for(module, monkeypatch):
     release, made = threading.Event(), []
-    monkeypatch.setattr(module, "make_thumbnail", lambda segment: release.wait(30) and str(segment))
+    monkeypatch.setattr(module, "make_thumbnail", lambda part: release.wait(30) and str(part))
     thumbnails = module.Thumbnails(lambda chunk, thumbnail: made.append(chunk))
     started = time.monotonic()
     for chunk in range(12):
@@ -203,8 +203,8 @@ def threads(prefix: str) -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(prefix)]
 
 
-def test_a_thumbnail_that_cannot_be_made_is_logged_and_the_run_goes_on(comfyui, graph, module, monkeypatch, caplog):
-    def fail(segment):
+def test_a_thumbnail_that_cannot_be_made_is_logged_and_the_run_continues(comfyui, graph, module, monkeypatch, caplog):
+    def fail(part):
         raise OSError("no picture today")
 
     monkeypatch.setattr(module, "make_thumbnail", fail)

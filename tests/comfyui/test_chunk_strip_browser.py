@@ -302,7 +302,7 @@ def test_every_state_of_a_chunk_has_a_word_and_a_border_of_its_own(strip, tmp_pa
     strip.screenshot("strip_states", tmp_path)
 
 
-def test_markup_in_what_a_run_tells_never_becomes_an_element(strip):
+def test_markup_in_what_a_run_reports_never_becomes_an_element(strip):
     news = dict.fromkeys(("state", "filename", "subfolder", "type", "thumbnail"), HOSTILE)
     strip.show_run([news, {**news, "state": "done"}], run_name=HOSTILE)
     strip.harness.set_widgets("HeliosLongVideo", {"reroll": f"1:{HOSTILE}"})
@@ -358,7 +358,7 @@ def test_strip_and_timeline_speak_chinese_when_comfyui_does(open_page, tmp_path)
     assert strip.tiles.first.locator(".label span:last-child").inner_text() == "完成"
 
 
-def test_no_error_was_told_to_the_console(strip):
+def test_no_error_was_reported_to_the_console(strip):
     assert [error for error in strip.harness.errors if "helios" in error.lower()] == []
 
 

@@ -116,7 +116,7 @@ def test_a_weight_in_the_prompt_weighs_its_word(comfyui, run):
     assert torch.allclose(torch.as_tensor(np.asarray(rows))[0, 1], 1.5 * plain[0, 1])
 
 
-def test_a_lora_loader_goes_on_it(comfyui, home, run):
+def test_a_lora_loader_works_on_it(comfyui, home, run):
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)

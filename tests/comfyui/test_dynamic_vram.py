@@ -133,7 +133,7 @@ def _of_mixed_dtypes(file, weights):
     ("write", "told"),
     [(_truncated, "cut off"), (_with_nan, "NaN"), (_without_a_tensor, "1 missing"), (_of_mixed_dtypes, "int8")],
 )
-def test_bad_files_are_told_in_the_same_words(dynamic_vram, folder, write, told):
+def test_bad_files_are_reported_in_the_same_words(dynamic_vram, folder, write, told):
     load_model = _module("host.loading").load_model
     file = folder / f"bad_dynamic{write.__name__}_distilled.safetensors"
     write(file, helios_weights.random_weights())
@@ -148,7 +148,7 @@ def test_bad_files_are_told_in_the_same_words(dynamic_vram, folder, write, told)
         assert words() == expected
 
 
-def test_a_file_that_is_replaced_between_header_and_weights_is_told(dynamic_vram, folder):
+def test_a_file_that_is_replaced_between_header_and_weights_is_reported(dynamic_vram, folder):
     mapped = _module("host.mapped").MappedWeights()
     file = folder / "replaced_distilled.safetensors"
     save_file({"x": torch.zeros(4)}, file)

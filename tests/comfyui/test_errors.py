@@ -60,7 +60,7 @@ def test_steps_that_are_not_numbers_are_refused_before_anything_runs(comfyui, gr
         comfyui.run_graph(graph)
 
 
-def test_guidance_without_a_negative_prompt_says_how_to_go_on(graph, error_of):
+def test_guidance_without_a_negative_prompt_says_what_to_do(graph, error_of):
     the_node(graph, "HeliosChunkSampler")[1].update(guidance_scale=5.0)
     error = error_of(graph)
     assert "negative" in error
@@ -133,7 +133,7 @@ def test_video_combine_with_nothing_connected_says_what_to_connect(comfyui, mode
     assert "images" in error
 
 
-def test_latents_without_a_vae_are_told_apart_from_pictures_without_one(graph, error_of):
+def test_latents_without_a_vae_are_distinguished_from_pictures_without_one(graph, error_of):
     del the_node(graph, "HeliosVideoCombine")[1]["vae"]
     assert "no VAE is connected to decode the latents" in error_of(graph)
 

@@ -231,7 +231,7 @@ def test_when_memory_runs_out_tiles_get_smaller_and_the_report_says_so(run, comf
         wide={"class_type": "CreateVideo", "inputs": {"images": ["big", 0], "fps": 24.0}},
     )
     assert film(result).frames.shape == (1, 128, 800, 3)
-    assert "going on with tiles of 256 pixels" in report(result)
+    assert "continuing with tiles of 256 pixels" in report(result)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_a_workflow_that_is_not_in_the_api_format_is_refused(tmp_path):
         comfyui_graphs.load(str(file), {}, "cpu")
 
 
-def test_a_failed_graph_is_told_beside_one_that_ran():
+def test_a_failed_graph_is_reported_beside_one_that_ran():
     ran = Measured("ours", 2, [2.0, 4.0, 3.0], {"Sampler": [1.0, 2.0, 1.5]}, [2**20, 3 * 2**20, 2**20])
     slower = Measured("theirs.json", 0, [4.0, 8.0, 9.0], {}, [2**30] * 3)
     failed = Measured("other.json", error="CUDA out of memory")

@@ -17,7 +17,7 @@ def graph(comfyui, models):
     return graph
 
 
-def test_a_memory_is_shown_as_a_picture_and_told_in_numbers(comfyui, graph):
+def test_a_memory_is_shown_as_a_picture_and_in_numbers(comfyui, graph):
     sampler, _ = the_node(graph, "HeliosChunkSampler")
     loader, _ = the_node(graph, "HeliosLoader")
     vae, _ = the_node(graph, "VAELoader")

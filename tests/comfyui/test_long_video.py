@@ -1,4 +1,4 @@
-"""Helios Long Video and the memory nodes: on disk chunk by chunk, resumed, re-rolled, taken back, gone on from."""
+"""Helios Long Video and the memory nodes: on disk chunk by chunk, resumed, re-rolled, taken back, continued from."""
 
 import json
 import re
@@ -143,7 +143,7 @@ def test_a_reroll_makes_again_only_from_its_chunk_and_leaves_the_first_line_alon
     assert len(after) == chunks_made(home, graph) == 3 + 2
 
 
-def test_a_rewound_memory_goes_on_as_the_run_did(comfyui, home, graph):
+def test_a_rewound_memory_continues_as_the_run_did(comfyui, home, graph):
     node, inputs = the_node(graph, "HeliosLongVideo")
     whole = good(comfyui.run_graph(graph)).output(node, 1)
     graph["rewind"] = {
@@ -156,7 +156,7 @@ def test_a_rewound_memory_goes_on_as_the_run_did(comfyui, home, graph):
     assert torch.equal(again.frames, whole.frames)
 
 
-def test_a_saved_memory_loads_bit_for_bit_and_goes_on(comfyui, home, graph):
+def test_a_saved_memory_loads_bit_for_bit_and_continues(comfyui, home, graph):
     node, inputs = the_node(graph, "HeliosLongVideo")
     inputs["chunks"] = 1
     made = good(comfyui.run_graph(graph)).output(node, 1)
@@ -216,7 +216,7 @@ def test_cancelling_while_it_decodes_beside_keeps_the_chunks_and_resumes(comfyui
     assert chunks_made(home, graph) == 3
 
 
-def test_a_fault_of_the_vae_beside_the_sampling_is_told_as_it_is(comfyui, home, graph, beside, module, monkeypatch):
+def test_a_fault_of_the_vae_beside_the_sampling_is_reported_as_it_is(comfyui, home, graph, beside, module, monkeypatch):
     def fail(*inputs):
         raise ArithmeticError("the VAE is broken")
 

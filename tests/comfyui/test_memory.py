@@ -92,7 +92,7 @@ def test_the_weights_are_in_host_ram_once(comfyui, graph, models):
     assert live_bytes() - before <= 1.05 * weights
 
 
-def test_comfyui_is_asked_for_the_room_that_the_log_tells_of(comfyui, graph, monkeypatch, caplog):
+def test_comfyui_is_asked_for_the_room_that_the_log_reports(comfyui, graph, monkeypatch, caplog):
     from comfy import model_management
 
     load_models_gpu, asked = model_management.load_models_gpu, []

@@ -168,7 +168,7 @@ def test_a_part_of_comfyuis_sampler_on_the_model_is_refused_by_its_name(comfyui,
     assert "Take that node out" in error
 
 
-def test_a_sampling_shift_and_cfg_patches_change_nothing_and_are_told(graph, latents_of, caplog):
+def test_a_sampling_shift_and_cfg_patches_change_nothing_and_are_reported(graph, latents_of, caplog):
     plain = latents_of(graph)
     graph["shift"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": [LOADER, 0], "shift": 8.0}}
     graph["rescale"] = {"class_type": "RescaleCFG", "inputs": {"model": ["shift", 0], "multiplier": 0.7}}

@@ -78,7 +78,7 @@ def test_the_bar_moves_by_work_done_and_not_by_steps(server):
 WORDS = re.compile(r"chunk (\d) of 2, stage (\d) of 3, step (\d) of \d(; about .+ left)?$")
 
 
-def test_comfyuis_frontend_is_told_chunk_stage_step_and_the_time_left(server):
+def test_comfyuis_frontend_is_given_chunk_stage_step_and_the_time_left(server):
     graph = latents_graph(server.object_info(), chunks=2, steps="1,2,1")
     graph[SAMPLER]["inputs"].update(amplify_first_chunk=False, seed=5)
     run = server.run_graph(graph, features={"supports_preview_metadata": True})
@@ -90,7 +90,7 @@ def test_comfyuis_frontend_is_told_chunk_stage_step_and_the_time_left(server):
     assert all(match[4] for match in matches[1:])
 
 
-def test_settings_far_from_the_variants_are_told_on_the_node(server):
+def test_settings_far_from_the_variants_are_reported_on_the_node(server):
     graph = latents_graph(server.object_info(), chunks=1, steps="20,1,1")
     run = server.run_graph(graph, features={"supports_preview_metadata": True})
     told = [data for data in run.named("progress_text") if data["node"] == SAMPLER]

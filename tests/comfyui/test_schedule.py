@@ -132,7 +132,7 @@ def test_an_anchor_picture_is_encoded_by_the_vae_and_needs_it(comfyui, graph, ho
         ({"text": "0s anchor x.png: a"}, "the anchor picture 'x.png' is not in ComfyUI's input folder"),
     ],
 )
-def test_what_cannot_work_is_told_at_the_node_before_the_run(comfyui, graph, change, reason):
+def test_what_cannot_work_is_reported_at_the_node_before_the_run(comfyui, graph, change, reason):
     graph["schedule"]["inputs"].update(change)
     with pytest.raises(GraphRejected) as refused:
         comfyui.run_graph(graph)
@@ -145,7 +145,7 @@ def test_a_prompt_of_markup_is_encoded_as_text(comfyui, graph):
     assert run.success, run.error
 
 
-def test_a_segment_too_short_for_its_blend_is_told_in_the_log(comfyui, graph, caplog):
+def test_a_segment_too_short_for_its_blend_is_reported_in_the_log(comfyui, graph, caplog):
     graph["schedule"]["inputs"]["text"] = "0s: a\nchunk 1: b\nchunk 2: c\nend chunk 3"
     with caplog.at_level(logging.WARNING):
         run = comfyui.run_graph(graph)

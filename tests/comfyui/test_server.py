@@ -55,13 +55,13 @@ def test_interrupt_acts_within_one_model_step(server, graph):
     assert ended - asked[0] < 1.5 * one_step + 0.5  # half a second for the messages on a busy machine
 
 
-def test_the_server_goes_on_after_an_interrupt(server, graph):
+def test_the_server_keeps_working_after_an_interrupt(server, graph):
     _, inputs = the_node(graph, "HeliosChunkSampler")
     inputs.update(chunks=1, steps="1,1,1", seed=2)
     assert server.run_graph(graph).outcome == "execution_success"
 
 
-def test_a_rejected_graph_tells_the_reason_over_http(server, graph):
+def test_a_rejected_graph_gets_the_reason_over_http(server, graph):
     import urllib.error
 
     _, context = the_node(graph, "HeliosContext")

@@ -234,7 +234,7 @@ def test_a_segment_too_short_for_its_blend_is_flagged(timeline, tmp_path):
     timeline.screenshot("timeline_too_short", tmp_path)
 
 
-def test_text_with_a_fault_is_told_with_line_and_column_and_stays_as_it_is(timeline, tmp_path):
+def test_text_with_a_fault_is_reported_with_line_and_column_and_stays_as_it_is(timeline, tmp_path):
     broken = "0s: a fox\n5s blnd 2: it looks up"
     timeline.type_text(broken)
     assert timeline.note.startswith("line 2, column 4: expected blend, linear, spherical, step, seed, guidance, anchor")

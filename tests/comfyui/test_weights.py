@@ -275,7 +275,7 @@ def release(folder, weights):
         ("full_distilled.safetensors", "mid", "mid", "its name says it is Distilled"),
         ("Helios-Base/weights.safetensors", "auto", "base", None),
         ("nameless.safetensors", "base", "base", None),
-        ("nameless.safetensors", "auto", "distilled", "nothing tells which Helios variant"),
+        ("nameless.safetensors", "auto", "distilled", "nothing says which Helios variant"),
     ],
 )
 def test_the_variant_is_read_and_a_mismatch_warns_in_words(
@@ -327,7 +327,7 @@ def _with_nan(file, weights):
         (_with_nan, "NaN"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_with_its_name_and_why(folder, weights, error_of, write, told):
+def test_a_file_that_cannot_be_used_is_reported_with_its_name_and_why(folder, weights, error_of, write, told):
     name = f"bad{write.__name__}_distilled.safetensors"
     write(folder / name, weights)
     error = error_of(name)

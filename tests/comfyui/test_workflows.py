@@ -108,7 +108,7 @@ def test_image_to_video_takes_a_photo_of_any_size(comfyui, models, home, info):
     assert not np.allclose(latents, example.output(sampler)["samples"]), "the picture makes no difference"
 
 
-def test_video_to_video_goes_on_from_a_clip_that_native_load_video_reads(comfyui, models, home, info, clip_file):
+def test_video_to_video_continues_a_clip_that_native_load_video_reads(comfyui, models, home, info, clip_file):
     graph = small_graph("v2v", info)
     context, inputs = next(item for item in nodes_of(graph, "HeliosContext") if "video" in item[1])
     graph["clip"] = {"class_type": "LoadVideo", "inputs": {"file": clip_file}}

@@ -49,7 +49,7 @@ def test_without_its_prompt_a_video_shows_something_else(bench):
     assert measure.agreement(SCENES, [look(video) for video in made], "colour") <= 60
 
 
-def test_shapes_go_on_across_the_join_of_chunks(videos, seen):
+def test_shapes_continue_across_the_join_of_chunks(videos, seen):
     for video, after in zip(videos, seen, strict=True):
         before = look(video[:33])
         apart = (after.positions[0] - before.positions[-1] + world.SIZE / 2) % world.SIZE - world.SIZE / 2
@@ -64,7 +64,7 @@ def test_a_picture_lives_on_without_a_prompt_through_the_memory_alone(bench):
     assert results["... with the memory zeroed, %"] <= 15
 
 
-def test_a_clip_goes_on_along_its_path_through_the_memory(bench):
+def test_a_clip_continues_along_its_path_through_the_memory(bench):
     kept, lost = measure.video_to_video(bench, SCENES)
     assert kept.value < 10
     assert lost.value > 1.5 * kept.value

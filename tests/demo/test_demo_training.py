@@ -109,7 +109,7 @@ def test_no_prompt_of_training_is_of_a_held_out_scene(videos):
     assert distances.min() > 1
 
 
-def test_videos_go_on_from_chunk_to_chunk(codec):
+def test_videos_continue_from_chunk_to_chunk(codec):
     scene = world.Scene("red", "square", "right", "black")
     start = (7.0, 30.0)
     second = world.render(scene, world.position(scene, start, 33), range(1))
@@ -188,7 +188,7 @@ def test_exposure_of_latents_is_exposure_of_pixels(codec):
     assert difference[:, :, 1:].abs().max() < 1e-4
 
 
-def test_training_learns_and_a_broken_run_goes_on_as_if_it_were_not_broken(videos, codec, tmp_path, monkeypatch):
+def test_training_learns_and_a_broken_run_resumes_as_if_it_were_not_broken(videos, codec, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "BATCH", (4, 2))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "29433")

@@ -63,7 +63,7 @@ def test_no_join_of_a_film_from_a_flat_picture_or_colour_bars_steps_more_than_th
     check_joins(made(tmp_path, "--image", str(tmp_path / "a.png")))
 
 
-def test_a_clip_and_the_film_that_goes_on_from_it_join_within_the_margin(tmp_path):
+def test_a_clip_and_the_film_that_continues_from_it_join_within_the_margin(tmp_path):
     start = world.random_start(SCENE, torch.Generator().manual_seed(1))
     with VideoWriter(tmp_path / "clip.mp4", width=world.SIZE, height=world.SIZE) as writer:
         writer.write(world.render(SCENE, start, range(3 * CHUNK)))

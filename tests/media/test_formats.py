@@ -29,10 +29,10 @@ torch.set_num_threads(1)
 
 RATE = 24
 BUILT_IN = {
-    known.encoder: {layout.name for layout in av.Codec(known.encoder, "w").video_formats} for known in FORMATS.values()
+    known.encoder: {each.name for each in av.Codec(known.encoder, "w").video_formats} for known in FORMATS.values()
 }
-ALL = [(known, layout) for known in FORMATS.values() for layout in known.pixel_formats]
-WRITABLE = [(known, layout) for known, layout in ALL if layout in BUILT_IN[known.encoder]]
+ALL = [(known, pixel_format) for known in FORMATS.values() for pixel_format in known.pixel_formats]
+WRITABLE = [(known, pixel_format) for known, pixel_format in ALL if pixel_format in BUILT_IN[known.encoder]]
 NOT_BUILT_IN = [pair for pair in ALL if pair not in WRITABLE]
 
 
@@ -80,15 +80,15 @@ def heard(path):
 # Pictures
 
 
-@pytest.mark.parametrize(("known", "layout"), WRITABLE, ids=label)
-def test_frames_come_back_in_number_rate_layout_tags_and_likeness(known, layout, tmp_path):
+@pytest.mark.parametrize(("known", "pixel_format"), WRITABLE, ids=label)
+def test_frames_come_back_in_number_rate_pixel_format_tags_and_likeness(known, pixel_format, tmp_path):
     frames = photo()
-    path = write(tmp_path / f"a{known.suffix}", frames, format=known, pixel_format=layout, crf=10)
+    path = write(tmp_path / f"a{known.suffix}", frames, format=known, pixel_format=pixel_format, crf=10)
     clip = read_video(path)
     assert (clip.num_frames, clip.frame_rate) == (6, RATE)
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
-        assert context.pix_fmt == layout
+        assert context.pix_fmt == pixel_format
         rgb = context.format.is_rgb
         assert (context.color_primaries, context.color_trc, context.colorspace) == (1, 1, 0 if rgb else 1)
         assert context.color_range == (2 if rgb else 1)
@@ -105,35 +105,35 @@ def test_any_frame_rate_is_kept(known, rate, tmp_path):
     assert float(clip.frame_rate) == pytest.approx(float(rate), rel=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["bgr0", "gbrp10le", "gbrp16le"])
-def test_ffv1_keeps_every_bit(layout, tmp_path):
-    bits = {"bgr0": 8, "gbrp10le": 10, "gbrp16le": 16}[layout]
+@pytest.mark.parametrize("pixel_format", ["bgr0", "gbrp10le", "gbrp16le"])
+def test_ffv1_keeps_every_bit(pixel_format, tmp_path):
+    bits = {"bgr0": 8, "gbrp10le": 10, "gbrp16le": 16}[pixel_format]
     levels = np.random.default_rng(0).integers(0, 2**bits, (3, 32, 48, 3))
     frames = torch.from_numpy(levels) / (2**bits - 1)
-    path = write(tmp_path / "a.mkv", frames, format=MKV_FFV1, pixel_format=layout)
+    path = write(tmp_path / "a.mkv", frames, format=MKV_FFV1, pixel_format=pixel_format)
     with av.open(str(path)) as container:
         decoded = [f.to_ndarray(format="rgb24") if bits == 8 else f.to_ndarray() for f in container.decode(video=0)]
     assert np.array_equal(np.stack(decoded), levels)
 
 
 @pytest.mark.parametrize(
-    ("known", "layout"), [(MP4_H264, "yuv420p10le"), (MOV_PRORES, "auto"), (MKV_FFV1, "gbrp10le")], ids=label
+    ("known", "pixel_format"), [(MP4_H264, "yuv420p10le"), (MOV_PRORES, "auto"), (MKV_FFV1, "gbrp10le")], ids=label
 )
-def test_a_gradient_in_ten_bits_has_more_than_256_levels(known, layout, tmp_path):
+def test_a_gradient_in_ten_bits_has_more_than_256_levels(known, pixel_format, tmp_path):
     ramp = torch.linspace(0, 1, 1024).view(1, 1, 1024, 1).expand(1, 16, 1024, 3)
-    path = write(tmp_path / f"a{known.suffix}", ramp, format=known, pixel_format=layout, crf=0)
+    path = write(tmp_path / f"a{known.suffix}", ramp, format=known, pixel_format=pixel_format, crf=0)
     planes, bits = stored_planes(path)
     assert bits == 10
     assert len(np.unique(planes[0])) > 600
 
 
-@pytest.mark.parametrize(("layout", "bits"), [("yuv444p10le", 10), ("yuv444p", 8), ("yuv420p10le", 10)])
-def test_stored_values_are_those_of_bt709_to_the_nearest_level(layout, bits):
+@pytest.mark.parametrize(("pixel_format", "bits"), [("yuv444p10le", 10), ("yuv444p", 8), ("yuv420p10le", 10)])
+def test_stored_values_are_those_of_bt709_to_the_nearest_level(pixel_format, bits):
     colours = np.random.default_rng(1).random((64, 3))
     if bits == 8:
         colours = np.rint(colours * 255) / 255
     flat = torch.from_numpy(colours).view(1, 64, 1, 3).expand(4, 64, 2, 3).reshape(4, 128, 3)
-    frame = to_video_frame(flat, layout)
+    frame = to_video_frame(flat, pixel_format)
     luma = np.frombuffer(frame.planes[0], np.uint8 if bits == 8 else np.uint16).reshape(4, -1)[0, :128:2]
     exact = (16 + 219 * (colours @ [0.2126, 0.7152, 0.0722])) * 2 ** (bits - 8)  # ITU-R BT.709-6, 3.2 and 3.4
     assert np.abs(luma - exact).max() <= 0.5 + 1e-3
@@ -153,9 +153,9 @@ def test_a_colour_sample_lies_on_the_left_pixel_of_its_pair():
 
 def test_odd_sizes_are_refused_only_where_colour_has_fewer_samples(tmp_path):
     frames = photo(2, 63, 65)
-    for layout, message in (("yuv420p", "width 65 .* 2x2 pixels"), ("yuv422p10le", "width 65 .* 2x1 pixels")):
+    for pixel_format, message in (("yuv420p", "width 65 .* 2x2 pixels"), ("yuv422p10le", "width 65 .* 2x1 pixels")):
         with pytest.raises(ValueError, match=message):
-            write(tmp_path / "a.mkv", frames, format=MKV_FFV1, pixel_format=layout)
+            write(tmp_path / "a.mkv", frames, format=MKV_FFV1, pixel_format=pixel_format)
     assert read_video(write(tmp_path / "a.mkv", frames, format=MKV_FFV1)).frames.shape == (2, 63, 65, 3)
     path = write(tmp_path / "a.mp4", frames, pixel_format="yuv444p")
     assert read_video(path).frames.shape == (2, 63, 65, 3)
@@ -163,10 +163,10 @@ def test_odd_sizes_are_refused_only_where_colour_has_fewer_samples(tmp_path):
     assert read_video(path).frames.shape == (2, 63, 64, 3)
 
 
-@pytest.mark.parametrize(("known", "layout"), NOT_BUILT_IN, ids=label)
-def test_what_this_ffmpeg_was_built_without_is_named_with_what_to_take(known, layout, tmp_path):
-    with pytest.raises(MissingEncoderError, match=f"built without {layout}; it has .* take the format webm"):
-        VideoWriter(tmp_path / f"a{known.suffix}", width=64, height=64, format=known, pixel_format=layout)
+@pytest.mark.parametrize(("known", "pixel_format"), NOT_BUILT_IN, ids=label)
+def test_what_this_ffmpeg_was_built_without_is_named_with_what_to_take(known, pixel_format, tmp_path):
+    with pytest.raises(MissingEncoderError, match=f"built without {pixel_format}; it has .* take the format webm"):
+        VideoWriter(tmp_path / f"a{known.suffix}", width=64, height=64, format=known, pixel_format=pixel_format)
 
 
 def test_unknown_names_are_refused_with_those_that_exist(tmp_path):
@@ -205,7 +205,7 @@ def test_sound_that_is_too_short_is_followed_by_silence(channels, tmp_path):
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0.5, 0.25), (-0.4, 1.15)])
-def test_the_video_begins_where_it_is_told_in_the_sound(start, expected, tmp_path):
+def test_the_video_begins_where_it_is_asked_to_in_the_sound(start, expected, tmp_path):
     sound = click(0.75, 5).starting_at(start)
     assert heard(write(tmp_path / "a.mp4", photo(36, 64, 64), sound=sound))[0] == pytest.approx(expected, abs=0.01)
 

@@ -182,7 +182,7 @@ def test_frames_are_let_go_and_the_file_grows_while_writing(tmp_path):
     assert sizes[19] > 0.6 * final
 
 
-def test_an_exception_leaves_what_was_written_playable_and_goes_on(tmp_path):
+def test_an_exception_leaves_what_was_written_playable_and_is_raised_again(tmp_path):
     def cancelled_after_seven_frames():
         with VideoWriter(tmp_path / "a.mp4", width=48, height=32) as writer:
             writer.write(numbered_frames(7))

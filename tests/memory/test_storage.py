@@ -46,7 +46,7 @@ def test_a_memory_comes_back_bit_for_bit(tmp_path, memory):
     assert_same(load_memory(tmp_path / "m.safetensors"), memory)
 
 
-def test_the_file_is_plain_safetensors_that_tells_where_it_is_from(tmp_path):
+def test_the_file_is_plain_safetensors_that_says_where_it_is_from(tmp_path):
     save_memory(a_memory(), tmp_path / "m.safetensors")
     tensors = load_file(tmp_path / "m.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
@@ -60,7 +60,7 @@ def test_the_file_is_plain_safetensors_that_tells_where_it_is_from(tmp_path):
     assert facts["provenance"]["seed"] == 2**63
 
 
-def test_going_on_from_a_saved_memory_is_exact(tmp_path):
+def test_continuing_from_a_saved_memory_is_exact(tmp_path):
     whole = runs.make(runs.video(3), tmp_path / "whole", tmp_path / "whole.mp4")
     save_memory(whole[1].memory(), tmp_path / "m.safetensors")
     extension = runs.video(1, memory=load_memory(tmp_path / "m.safetensors"))
@@ -140,7 +140,7 @@ def test_a_file_with_other_facts_is_refused_in_words(tmp_path, change, message):
 def test_a_memory_of_another_size_or_format_cannot_be_gone_on_from():
     memory = a_memory()
     check_memory(memory, width=48, height=32, channels=16)
-    with pytest.raises(ValueError, match="of a 48x32 video and cannot go on at 64x32"):
+    with pytest.raises(ValueError, match="of a 48x32 video and cannot continue at 64x32"):
         check_memory(memory, width=64)
     with pytest.raises(ValueError, match="16 latent channels and 48 are needed"):
         check_memory(memory, channels=48)
@@ -153,7 +153,7 @@ def test_a_memory_from_another_model_is_used_with_a_warning(caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         check_memory(a_memory(), model=ModelIdentity("other.safetensors", "def"))
-    assert "'helios.safetensors' and goes on with 'other.safetensors'" in caplog.text
+    assert "'helios.safetensors' and continues with 'other.safetensors'" in caplog.text
 
 
 # Whole or not at all
@@ -247,7 +247,7 @@ def test_the_content_of_a_large_safetensors_file_changes_with_any_of_its_tensors
     "header",
     [b"", b"{", b"[]", b'{"a": 1}', b'{"a": {"data_offsets": [-90000, "x"]}}', b'{"a": {"data_offsets": [9]}}'],
 )
-def test_the_content_of_a_damaged_safetensors_file_can_be_told_too(tmp_path, header):
+def test_the_content_of_a_damaged_safetensors_file_can_be_identified_too(tmp_path, header):
     path = tmp_path / "f.safetensors"
     for length in (len(header), 2**60):
         path.write_bytes(length.to_bytes(8, "little") + header)

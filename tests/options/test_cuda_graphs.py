@@ -80,7 +80,7 @@ def forward(recorder):
 
 
 def directed(settings, num_chunks: int, **hooks) -> list[torch.Tensor]:
-    """Chunks with a new prompt in each, which go on from a picture."""
+    """Chunks with a new prompt in each, which continue from a picture."""
     script = EncodedSchedule(PromptSchedule(tuple(Segment(i, str(i)) for i in range(3)), shape="step"), ROWS[:3])
     chunks = chunks_of_script(
         MODEL,

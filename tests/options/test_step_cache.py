@@ -53,7 +53,7 @@ def ramp(num_steps: int, *heights: float) -> list[torch.Tensor]:
         (1.0, [0, 1, 11]),
     ],
 )
-def test_forwards_are_left_out_while_the_foretold_change_is_below_the_threshold(threshold, expected):
+def test_forwards_are_left_out_while_the_predicted_change_is_below_the_threshold(threshold, expected):
     assert forwards_made(threshold, ramp(12, 1.0), 0.001) == expected
 
 
@@ -71,7 +71,7 @@ def test_a_way_there_and_back_adds_up():
     assert forwards_made(0.0033, path, 0.001) == [0, 1, 5, 8]
 
 
-def test_a_sample_that_does_not_move_tells_no_rate_so_the_forward_is_made():
+def test_a_sample_that_does_not_move_gives_no_rate_so_the_forward_is_made():
     assert forwards_made(1.0, [torch.ones(1, 4)] * 5, 0.001) == [0, 1, 2, 3, 4]
 
 

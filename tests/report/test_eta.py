@@ -99,5 +99,5 @@ def test_steps_without_a_forward_move_nothing_and_are_not_taken_for_the_measure(
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_seconds_are_told_in_words(seconds, words):
+def test_seconds_are_given_in_words(seconds, words):
     assert in_words(seconds) == words

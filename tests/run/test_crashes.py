@@ -149,13 +149,13 @@ def test_a_chunk_with_a_flipped_bit_is_made_again_when_it_is_needed(tmp_path, un
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:500] + b"?" + content[501:]])
-def test_a_damaged_segment_is_encoded_again_from_its_latents(tmp_path, unbroken, damage):
+def test_a_damaged_part_is_encoded_again_from_its_latents(tmp_path, unbroken, damage):
     runs.make(runs.video(), tmp_path / "run", tmp_path / "out.mp4")
-    segment = sorted((tmp_path / "run" / "segments").iterdir())[1]
-    whole = segment.read_bytes()
-    segment.write_bytes(damage(whole))
+    part = sorted((tmp_path / "run" / "segments").iterdir())[1]
+    whole = part.read_bytes()
+    part.write_bytes(damage(whole))
     assert_resumes(tmp_path, unbroken)
-    assert segment.read_bytes() == whole
+    assert part.read_bytes() == whole
 
 
 # Full and forbidden disks
@@ -203,7 +203,7 @@ def test_any_write_may_find_the_disk_full(tmp_path, unbroken, monkeypatch, faili
     assert_resumes(tmp_path, unbroken)
 
 
-def test_a_disk_known_to_be_too_small_is_told_beforehand_with_the_numbers(tmp_path, monkeypatch):
+def test_a_disk_known_to_be_too_small_is_reported_beforehand_with_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("helios_core.run.disk.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1e9, 1e9, 5e4))
     needed = estimate_disk_use(runs.video().memory, 3)
     with pytest.raises(OSError, match=rf"the video needs about {(needed.run_folder + needed.video) / 1e6:.1f} MB"):

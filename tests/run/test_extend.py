@@ -1,4 +1,4 @@
-"""Going on from a clip: every frame of it once, at its time, in its colours, and then the new chunks."""
+"""Continuing a clip: every frame of it once, at its time, in its colours, and then the new chunks."""
 
 from fractions import Fraction
 
@@ -9,8 +9,8 @@ import torch
 
 from helios_core.cli import main
 from helios_core.media.audio import waveform_sound
+from helios_core.media.parts import Encoding
 from helios_core.media.reader import read_video, stream_video
-from helios_core.media.segments import Encoding
 from helios_core.media.writer import VideoWriter
 from helios_core.run.lead_in import write_lead_in
 from helios_core.run.run_folder import RunFolder
@@ -66,7 +66,7 @@ def test_the_join_adds_no_frame_twice_leaves_none_out_and_shifts_no_colour(tmp_p
             assert shift.mean((0, 1, 2)).abs().max() < 1.5
 
 
-def test_a_clip_of_another_rate_goes_on_at_its_own_speed(tmp_path):
+def test_a_clip_of_another_rate_continues_at_its_own_speed(tmp_path):
     write_clip(tmp_path / "clip.mp4", 60, frame_rate=30)
     extended = read_video(extend(tmp_path, tmp_path / "clip.mp4"))
     assert extended.frame_rate == 24
@@ -103,14 +103,14 @@ def test_a_resumed_extension_encodes_the_clip_once_and_ends_in_the_same_file(tmp
     write_clip(tmp_path / "clip.mp4", 50)
     options = {"width": WIDTH, "height": HEIGHT, "encoding": Encoding()}
     folder = RunFolder(tmp_path / "run")
-    segments = write_lead_in(tmp_path / "clip.mp4", folder, **options)
-    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in segments]
-    assert write_lead_in(tmp_path / "clip.mp4", folder, **options) == segments
-    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in segments] == before
-    assert [read_video(segment).num_frames for segment in segments] == [33, 17]
+    parts = write_lead_in(tmp_path / "clip.mp4", folder, **options)
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in parts]
+    assert write_lead_in(tmp_path / "clip.mp4", folder, **options) == parts
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in parts] == before
+    assert [read_video(part).num_frames for part in parts] == [33, 17]
 
 
-def test_another_clip_size_or_fit_makes_other_segments(tmp_path):
+def test_another_clip_size_or_fit_makes_other_parts(tmp_path):
     write_clip(tmp_path / "clip.mp4", 33)
     write_clip(tmp_path / "other.mp4", 34)
     folder, encoding = RunFolder(tmp_path / "run"), Encoding()

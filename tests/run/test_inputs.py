@@ -45,7 +45,7 @@ def made(tmp_path):
     def run(source, job, settings=QUICK, seed=3):
         done = []
         noise = SeededNoise(seed)
-        generate(source, job, settings, noise, folder=folder, path=tmp_path / "v.mp4", tell=done.append)
+        generate(source, job, settings, noise, folder=folder, path=tmp_path / "v.mp4", on_chunk=done.append)
         return [chunk.chunk for chunk in done if not chunk.reused]
 
     return run

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from helios_core.cli import main
+from helios_core.media.parts import Encoding, write_part
 from helios_core.media.reader import read_video
-from helios_core.media.segments import Encoding, write_segment
 from helios_core.memory.memory import Provenance
 from helios_core.memory.storage import ModelIdentity
 from helios_core.run.long_video import make_video
@@ -39,7 +39,7 @@ def make(tmp_path):
 
 
 def contents(tmp_path):
-    """Bytes of every chunk and segment in the run folder."""
+    """Bytes of every chunk and part in the run folder."""
     return {path: path.read_bytes() for part in ("chunks", "segments") for path in (tmp_path / "run" / part).iterdir()}
 
 
@@ -59,8 +59,8 @@ def test_a_long_video_is_the_samplers_chunks_decoded(tmp_path, make):
     assert shown.num_frames == 99
     assert torch.equal(shown.frames, torch.cat([event.frames() for event in done]))
     for event, (latents, _) in zip(done, expected, strict=True):
-        write_segment(tmp_path / "segment.mp4", runs.decode(latents), Encoding())
-        assert event.segment.read_bytes() == (tmp_path / "segment.mp4").read_bytes()
+        write_part(tmp_path / "part.mp4", runs.decode(latents), Encoding())
+        assert event.part.read_bytes() == (tmp_path / "part.mp4").read_bytes()
 
 
 def test_decoding_in_the_background_gives_the_same_file(tmp_path, make):
@@ -69,7 +69,7 @@ def test_decoding_in_the_background_gives_the_same_file(tmp_path, make):
     assert (tmp_path / "front.mp4").read_bytes() == (tmp_path / "back.mp4").read_bytes()
 
 
-def test_events_tell_what_was_made_and_how_far_it_is(make):
+def test_events_report_what_was_made_and_how_far_it_is(make):
     make(runs.video(1))
     done = make(runs.video(3))
     assert [(event.chunk, event.num_done, event.num_chunks) for event in done] == [(0, 1, 3), (1, 2, 3), (2, 3, 3)]
@@ -80,7 +80,7 @@ def test_events_tell_what_was_made_and_how_far_it_is(make):
     assert done[-1].memory().provenance == Provenance("t2v", "demo", 1, "demo-fingerprint")
 
 
-def test_a_chunk_is_told_while_the_next_one_is_sampled_and_the_last_is_returned(tmp_path):
+def test_a_chunk_is_reported_while_the_next_one_is_sampled_and_the_last_is_returned(tmp_path):
     settings = replace(runs.SETTINGS, steps=(50,))
     job = runs.video(3)
     order = []
@@ -90,7 +90,7 @@ def test_a_chunk_is_told_while_the_next_one_is_sampled_and_the_last_is_returned(
         tmp_path / "out.mp4",
         load_model=lambda: runs.parts()[0],
         decode=runs.decode,
-        tell=lambda done: order.append(("told", done.chunk)),
+        on_chunk=lambda done: order.append(("told", done.chunk)),
         hooks=Hooks(
             progress=lambda step: order.append(("step", step.chunk_index)),
             check_cancelled=lambda: time.sleep(0.02),  # a second a chunk: encoding takes less
@@ -163,7 +163,7 @@ def test_two_branches_share_their_beginning_and_each_equals_a_run_of_its_own(tmp
     assert len(list((tmp_path / "run" / "chunks").iterdir())) == 1 + 2 + 2
 
 
-def test_going_on_from_a_rewound_memory_equals_the_branch(tmp_path, make):
+def test_continuing_from_a_rewound_memory_equals_the_branch(tmp_path, make):
     branch = make(runs.video(3, prompts={1: "rain"}))
     memory = RunFolder(tmp_path / "run").memory_after(1)
     job = runs.video(2, memory=memory, prompts={0: "rain"})
@@ -191,7 +191,7 @@ def test_whatever_latents_depend_on_makes_other_chunks(make, change):
 @pytest.mark.parametrize(
     "change", [{"encoding": Encoding(30)}, {"encoding": Encoding(crf=30)}, {"codec": "another VAE"}]
 )
-def test_another_encoding_keeps_the_latents_and_makes_the_segments_anew(tmp_path, make, change):
+def test_another_encoding_keeps_the_latents_and_makes_the_parts_anew(tmp_path, make, change):
     make(runs.video(2))
     chunks = set((tmp_path / "run" / "chunks").iterdir())
     done = make(runs.video(2, **change), "other", load_model=None)
@@ -232,7 +232,7 @@ def test_noise_drawn_in_order_resumes_to_the_same_bits_too(tmp_path, make):
 # Faults
 
 
-def test_what_cannot_work_is_told_before_anything_is_made(tmp_path, make):
+def test_what_cannot_work_is_reported_before_anything_is_made(tmp_path, make):
     guided = replace(runs.SETTINGS, guidance_scale=3.0)
     job = runs.video(2)
     ordered = DiffusersNoise(torch.Generator())
@@ -270,7 +270,7 @@ def test_a_fault_while_encoding_stops_the_sampling_of_the_next_chunk(tmp_path, m
     assert all(event.reused == (event.chunk == 0) for event in make(runs.video(2)))
 
 
-def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tmp_path, make):
+def test_a_fault_in_on_chunk_stops_the_run_and_what_was_finished_stays(tmp_path, make):
     def fail(done):
         raise ConnectionError(f"nobody wants chunk {done.chunk}")
 
@@ -281,7 +281,7 @@ def test_a_fault_in_whoever_is_told_stops_the_run_and_what_was_finished_stays(tm
             tmp_path / "out.mp4",
             load_model=lambda: runs.parts()[0],
             decode=runs.decode,
-            tell=fail,
+            on_chunk=fail,
         )
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("helios-encode")]
     frames = read_video(tmp_path / "run" / "preview.mp4").num_frames
@@ -354,14 +354,14 @@ def test_the_command_line_resumes_extends_and_cleans_up(tmp_path, capsys):
         ("--reroll", "9:1", "chunk 9 is not made here; these are chunks 0 to 1"),
     ],
 )
-def test_options_that_cannot_be_read_are_told(tmp_path, caplog, option, value, message):
+def test_options_that_cannot_be_read_are_reported(tmp_path, caplog, option, value, message):
     arguments = ["--prompt", "a fox", "--chunks", 2, "--out", tmp_path / "a.mp4", option, value]
     assert run_cli("generate", *arguments) == 2
     assert message in caplog.text
     assert not list(tmp_path.iterdir())
 
 
-def test_the_finished_file_tells_how_it_was_made(tmp_path):
+def test_the_finished_file_says_how_it_was_made(tmp_path):
     run_cli("generate", "--prompt", "a fox", "--chunks", 1, "--out", tmp_path / "a.mp4", "--width", 64, "--height", 64)
     with av.open(str(tmp_path / "a.mp4")) as file:
         about = json.loads(file.metadata["helios"])

@@ -52,7 +52,7 @@ def test_a_missing_chunk_is_no_chunk(folder):
     assert folder.load_chunk(KEY) is None
 
 
-def test_a_damaged_chunk_is_set_aside_and_told(folder, caplog):
+def test_a_damaged_chunk_is_set_aside_and_reported(folder, caplog):
     folder.save_chunk(KEY, a_chunk())
     path = folder.chunk_path(KEY)
     path.write_bytes(path.read_bytes()[:-50])
@@ -63,7 +63,7 @@ def test_a_damaged_chunk_is_set_aside_and_told(folder, caplog):
     assert path.with_suffix(".damaged").exists()
 
 
-def test_the_journal_leaves_out_what_a_crash_tore_and_goes_on(tmp_path):
+def test_the_journal_leaves_out_what_a_crash_tore_and_continues(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         folder.note("take", keys=[])

@@ -11,8 +11,8 @@ import torch
 
 from helios_core import faults, files
 from helios_core.files import check_file_name, check_new_file, remove_unfinished, written_atomically
+from helios_core.media.parts import Encoding, GrowingVideo, write_part
 from helios_core.media.reader import read_video
-from helios_core.media.segments import Encoding, GrowingVideo, write_segment
 from helios_core.media.writer import VideoWriter
 from tests import runs
 
@@ -65,7 +65,7 @@ def test_a_file_that_a_scanner_holds_for_a_moment_is_replaced_after_it(tmp_path,
     assert path.read_bytes() == b"after"
 
 
-def test_a_film_whose_place_stays_taken_is_kept_beside_it_under_a_name_that_is_told(tmp_path, monkeypatch):
+def test_a_film_whose_place_stays_taken_is_kept_beside_it_under_a_name_that_is_reported(tmp_path, monkeypatch):
     frames = noise_frames(5, 32, 48)
     path = tmp_path / "film.mp4"
     path.write_bytes(b"the one before, open in a player")
@@ -92,15 +92,15 @@ def test_a_preview_that_is_open_in_a_player_is_left_and_the_run_is_finished(tmp_
 
 
 def test_a_preview_that_a_player_opens_in_mid_run_stops_growing_with_a_warning(tmp_path, monkeypatch, caplog):
-    segment = tmp_path / "segment.mp4"
-    write_segment(segment, noise_frames(33, 32, 48), Encoding())
+    part = tmp_path / "part.mp4"
+    write_part(part, noise_frames(33, 32, 48), Encoding())
     growing = GrowingVideo(tmp_path / "preview.mp4")
-    growing.append(segment)
+    growing.append(part)
     before = (tmp_path / "preview.mp4").read_bytes()
     held = Held(monkeypatch, "preview.mp4", times=float("inf"))
-    growing.append(segment)
+    growing.append(part)
     asked = held.refused
-    growing.append(segment)
+    growing.append(part)
     assert held.refused == asked, "it is tried once, not for every chunk"
     assert "grows no further" in caplog.text
     assert (tmp_path / "preview.mp4").read_bytes() == before
@@ -116,7 +116,7 @@ def test_a_file_system_that_refuses_to_flush_takes_files_all_the_same(tmp_path, 
     assert read_video(tmp_path / "out.mp4").num_frames == 33
 
 
-def test_a_disk_that_fails_to_flush_is_told(tmp_path, monkeypatch):
+def test_a_disk_that_fails_to_flush_is_reported(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(errno.EIO, "Input/output error")
 

@@ -67,7 +67,7 @@ def test_settings_out_of_range_are_refused(values):
 # In a video
 
 
-def test_only_what_is_remembered_of_a_chunk_is_corrupted_and_the_journal_tells(tmp_path):
+def test_only_what_is_remembered_of_a_chunk_is_corrupted_and_the_journal_says_so(tmp_path):
     plain = runs.make(runs.video(3), tmp_path / "plain", tmp_path / "plain.mp4")
     done = runs.make(runs.video(3, anti_drift=ALWAYS), tmp_path / "run", tmp_path / "out.mp4")
     assert [event.drift.has_drifted for event in done] == [False, True, True]

@@ -254,7 +254,7 @@ def test_a_cancelled_run_ends_before_the_next_forward_of_the_model(config, forwa
 
 
 @pytest.mark.parametrize("config", [BASE, MID, DISTILLED], ids=["base", "mid", "distilled"])
-def test_progress_tells_every_step_once_and_changes_nothing(config):
+def test_progress_reports_every_step_once_and_changes_nothing(config):
     reports = []
     watched = run(start(), 2, config, hooks=Hooks(progress=reports.append))
     unwatched = run(start(), 2, config)

@@ -1,4 +1,4 @@
-"""Going on from a clip: which of its frames are taken, at what rate, and what the join looks like in the file."""
+"""Continuing a clip: which of its frames are taken, at what rate, and what the join looks like in the file."""
 
 from fractions import Fraction
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""A run that cannot go on says where it was and what to do; one that could leaves no trace of the checks."""
+"""A run that cannot continue says where it was and what to do; one that could leaves no trace of the checks."""
 
 from dataclasses import replace
 
@@ -71,7 +71,7 @@ def test_the_other_solvers_are_watched_as_well(solver):
 
 def test_nan_that_came_with_the_memory_or_the_prompt_is_traced_to_it():
     memory = text_memory(width=64, height=64)
-    with pytest.raises(NonFiniteError, match="memory that the chunk goes on from"):
+    with pytest.raises(NonFiniteError, match="memory that the chunk continues from"):
         run(memory=replace(memory, frames=memory.frames + float("nan")))
     with pytest.raises(NonFiniteError, match="prompt's tokens"):
         run(prompt=PROMPT * float("nan"))

@@ -21,15 +21,15 @@ from helios_core.sampling.variant import choose_variant, sampling_advice
         ("Helios-Base/my_distilled_finetune.safetensors", "distilled"),
     ],
 )
-def test_the_name_nearest_to_the_file_tells(path, variant, caplog):
+def test_the_name_nearest_to_the_file_decides(path, variant, caplog):
     assert choose_variant(Path(path), None) == VARIANTS[variant]
     assert not caplog.text
 
 
 @pytest.mark.parametrize("path", ["database/midnight.safetensors", "mid_or_base.safetensors", "video.safetensors"])
-def test_a_name_that_does_not_tell_is_distilled_with_a_warning(path, caplog):
+def test_a_name_that_does_not_say_is_distilled_with_a_warning(path, caplog):
     assert choose_variant(Path(path), None) == VARIANTS["distilled"]
-    assert "nothing tells" in caplog.text
+    assert "nothing says" in caplog.text
 
 
 def test_the_files_own_schedule_is_used_when_it_is_of_the_chosen_variant():
@@ -40,7 +40,7 @@ def test_the_files_own_schedule_is_used_when_it_is_of_the_chosen_variant():
 
 @pytest.mark.parametrize("told", VARIANTS)
 @pytest.mark.parametrize("chosen", VARIANTS)
-def test_the_choice_counts_and_warns_where_the_files_tell_otherwise(told, chosen, caplog):
+def test_the_choice_counts_and_warns_where_the_files_say_otherwise(told, chosen, caplog):
     with caplog.at_level(logging.WARNING):
         settings = choose_variant(Path("x.safetensors"), VARIANTS[told], chosen)
     assert variant_of(settings) == chosen
@@ -80,7 +80,7 @@ def test_a_variant_as_trained_is_not_commented_on(name):
         ("base", {"steps": (4,)}, "Fewer leave noise"),
     ],
 )
-def test_settings_far_from_the_variants_are_told_in_a_sentence(name, change, told):
+def test_settings_far_from_the_variants_are_reported_in_a_sentence(name, change, told):
     (sentence,) = sampling_advice(VARIANTS[name], replace(VARIANTS[name], **change))
     assert told in sentence
 

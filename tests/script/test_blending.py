@@ -151,7 +151,7 @@ def test_a_schedule_of_steps_equals_a_chain_of_samplers(demo):
     assert [after.provenance.seed for _, after in directed] == [1, 9, 9, 1]
 
 
-def test_a_run_that_goes_on_from_a_memory_takes_the_schedule_up_there(demo):
+def test_a_run_that_continues_from_a_memory_takes_the_schedule_up_there(demo):
     script = encode(demo, "0s: a fox\nchunk 1 blend 3: a hare")
     whole = run(demo, script, 4)
     rest = run(demo, script, 2, memory=whole[1][1])
@@ -233,7 +233,7 @@ def test_the_command_line_follows_a_schedule(demo, tmp_path):
         ("0s anchor no.png: a", [], "no.png"),
     ],
 )
-def test_the_command_line_tells_what_is_wrong_with_a_schedule(text, options, message, tmp_path, caplog):
+def test_the_command_line_says_what_is_wrong_with_a_schedule(text, options, message, tmp_path, caplog):
     (tmp_path / "script.txt").write_text(text, encoding="utf-8")
     arguments = ["--schedule", str(tmp_path / "script.txt"), "--out", str(tmp_path / "out.mp4"), *options]
     assert main(["generate", *arguments]) == 2

@@ -12,7 +12,7 @@ from helios_core.checkpoint.checkpoint import CheckpointError
 from helios_core.demo.model import VAE_FILE
 from helios_core.report.cost import vae_bytes
 from helios_core.vae.codec import WanCodec
-from helios_core.vae.wan_vae import DECODER_DTYPES, Convolution, Decoding, Past, WanVAE
+from helios_core.vae.wan_vae import DECODER_DTYPES, CausalCache, Convolution, Decoding, WanVAE
 from helios_core.vae.wan_vae_file import load_wan_vae
 from tests.live_tensors import LivePeak
 
@@ -148,9 +148,9 @@ def test_encoding_does_not_depend_on_how_is_decoded():
 @pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
 def test_frames_before_a_piece_come_in_its_own_layout(layout):
     piece = torch.randn(1, 8, 2, 4, 5).contiguous(memory_format=layout)
-    start = Past(goes_on=True)
+    start = CausalCache(continues=True)
     assert start.before(piece).is_contiguous(memory_format=layout)
-    later = Past(start.frames, goes_on=True)
+    later = CausalCache(start.frames, continues=True)
     joined = later.before(piece + 1)
     assert joined.is_contiguous(memory_format=layout)
     assert torch.equal(joined, torch.cat((piece, piece + 1), dim=2))

@@ -63,7 +63,7 @@ export const ZH = {
     "Redo from here": "从此重做",
     "Give this chunk another seed and drop the re-rolls after it (D)": "为该分块换一个种子，并去掉其后的重抽（D）",
     "Branch from here": "从此分支",
-    "Add nodes that go on after this chunk, for another prompt or seed; this video stays (B)":
+    "Add nodes that continue after this chunk, for another prompt or seed; this video stays (B)":
         "添加从该分块之后继续的节点，可用其他提示词或种子；本视频保持不变（B）",
     "Chosen chunk": "选中的分块",
     "Chunks of the video": "视频的分块",

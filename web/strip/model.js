@@ -15,7 +15,7 @@ export class RerollError extends Error {
     }
 }
 
-/** "3:77, 5:12" -> Map of chunk to seed. Seeds stay text: they may be larger than a JavaScript number can tell. */
+/** "3:77, 5:12" -> Map of chunk to seed. Seeds stay text: they may be larger than a JavaScript number can hold. */
 export function parseRerolls(text) {
     const rerolls = new Map();
     for (const part of plain(text).split(",").map((part) => part.trim()).filter(Boolean)) {
@@ -50,7 +50,7 @@ export function newSeed(random = Math.random) {
     return String(Math.floor(random() * MAX_SEED));
 }
 
-/** The run with what "helios.chunk" tells. A page that came too late for "helios.run" begins a run from it. */
+/** The run with what "helios.chunk" reports. A page that came too late for "helios.run" begins a run from it. */
 export function withChunk(run, news) {
     const isSame = run && ["run_name", "take", "first_chunk", "num_chunks"].every((name) => run[name] === news[name]);
     const { node, run_name, take, first_chunk, num_chunks } = news;
@@ -149,7 +149,7 @@ export function summary(run, stale, t = inEnglish) {
     return values.stale ? t("{done} of {total} chunks, {stale} stale", values) : t("{done} of {total} chunks", values);
 }
 
-/** Values for what "branch from here" adds: the rewind to after this chunk, and the copy that goes on. */
+/** Values for what "branch from here" adds: the rewind to after this chunk, and the copy that continues. */
 export function branchValues(run, chunk, rerollText) {
     const kept = chunk + 1 - run.first_chunk;
     return {

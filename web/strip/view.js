@@ -16,7 +16,7 @@ const PLAYER_HEIGHT = 210;
 /**
  * `values(id)` gives {widget: value} of a node of the graph or null, `rerolls()` the text of the reroll widget,
  * `setRerolls(text)` changes it, `branch({rewind, copy})` adds the nodes of a branch, `address(path)` makes an address
- * of a path of the server, and `resized()` is told when `height` has changed. `t` translates (shared/words.js).
+ * of a path of the server, and `resized()` is called when `height` has changed. `t` translates (shared/words.js).
  */
 export class ChunkStrip {
     height = HEIGHT;
@@ -47,7 +47,7 @@ export class ChunkStrip {
         );
         this.branchButton = this.button(
             t("Branch from here"),
-            t("Add nodes that go on after this chunk, for another prompt or seed; this video stays (B)"),
+            t("Add nodes that continue after this chunk, for another prompt or seed; this video stays (B)"),
             () => this.branch(),
         );
         this.buttons = [this.playButton, this.rerollButton, this.redoButton, this.branchButton];
@@ -147,7 +147,7 @@ export class ChunkStrip {
         this.playButton.disabled = this.branchButton.disabled = !isThere;
         this.rerollButton.disabled = this.redoButton.disabled = !chunk;
         const values = chunk && { chunk: chunk.chunk, summary: model.summary(this.run, this.stale, this.t) };
-        this.tell(chunk ? this.t("chunk {chunk} chosen; {summary}", values) : this.t(EMPTY));
+        this.report(chunk ? this.t("chunk {chunk} chosen; {summary}", values) : this.t(EMPTY));
     }
 
     stateInAWord(state) {
@@ -155,7 +155,7 @@ export class ChunkStrip {
         return { queued: t("queued"), running: t("running"), stopped: t("stopped"), done: t("done"), stale: t("stale") }[state];
     }
 
-    tell(message, { isFault = false } = {}) {
+    report(message, { isFault = false } = {}) {
         this.where.classList.toggle("fault", isFault);
         if (this.where.textContent !== message) this.where.textContent = message;
     }
@@ -208,7 +208,7 @@ export class ChunkStrip {
             const changed = change(text, this.chosen.chunk, model.newSeed());
             this.host.setRerolls(changed);
             this.refresh();
-            this.tell(this.t("reroll is now {changed}; press Run to make these chunks", { changed }));
+            this.report(this.t("reroll is now {changed}; press Run to make these chunks", { changed }));
         });
     }
 
@@ -216,7 +216,7 @@ export class ChunkStrip {
         this.withRerolls((text) => {
             const { chunk } = this.chosen;
             this.host.branch(model.branchValues(this.run, chunk, text));
-            this.tell(this.t("a branch after chunk {chunk} was added below; change its prompt or seed", { chunk }));
+            this.report(this.t("a branch after chunk {chunk} was added below; change its prompt or seed", { chunk }));
         });
     }
 
@@ -227,7 +227,7 @@ export class ChunkStrip {
             if (!(fault instanceof model.RerollError)) throw fault;
             const { part } = fault;
             const message = this.t('reroll "{part}" must be chunk:seed, two whole numbers, as in 3:77; correct it first', { part });
-            this.tell(message, { isFault: true });
+            this.report(message, { isFault: true });
         }
     }
 

@@ -85,7 +85,7 @@ export function duplicateBlock(document, index) {
     return { ...document, segments, end: document.end && later(document.end) };
 }
 
-/** Take block `index` out; the one before it goes on in its place. The comments above it stay. The last one stays. */
+/** Take block `index` out; the one before it continues in its place. The comments above it stay. The last one stays. */
 export function removeBlock(document, index) {
     const { segments } = document;
     if (segments.length === 1) return document;

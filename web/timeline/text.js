@@ -72,7 +72,7 @@ export function parseSchedule(text, frameRate = 24) {
         line.checkPlain();
         if (end) line.fail(1, 'nothing may follow the line with "end"');
         if (/^[ \t]/.test(content)) {
-            if (!last) line.fail(1, "a line that begins with a space goes on with a prompt, and there is none above");
+            if (!last) line.fail(1, "a line that begins with a space continues a prompt, and there is none above");
             last.rows.push(content);
             last.source.push(...pending, typed);
         } else if (/^end(?:[ \t]|$)/i.test(content)) {
@@ -158,7 +158,7 @@ export function optionFault(name, value) {
     }
 }
 
-/** An option's value from its text: a number, a BigInt for the seed, or text. Throws Error that tells what is allowed. */
+/** An option's value from its text: a number, a BigInt for the seed, or text. Throws Error that says what is allowed. */
 export function readOption(name, token) {
     if (name === "anchor") {
         if (token === "" || /["\n\r]/.test(token)) {
@@ -268,7 +268,7 @@ class Line {
         this.fail(this.column, `expected ${what}, found ${found === null ? "the end of the line" : excerpt(found)}`);
     }
 
-    /** Call `read`, and tell its fault with the place of the latest token. */
+    /** Call `read`, and report its fault with the place of the latest token. */
     at(column, read) {
         try {
             return read();

@@ -147,11 +147,11 @@ export class Timeline {
             message ||= this.tooShort();
         }
         this.draw(this.document);
-        this.tell(fault?.message ?? message, { isError: fault !== null });
+        this.report(fault?.message ?? message, { isError: fault !== null });
     }
 
     /** Show a message below the timeline, or none. */
-    tell(message, { isError }) {
+    report(message, { isError }) {
         this.note.hidden = !message;
         this.note.classList.toggle("mild", !isError);
         // Said again only when it is another one.
@@ -304,7 +304,7 @@ export class Timeline {
         const fault = text && optionFault(name, text);
         field.setAttribute("aria-invalid", String(Boolean(fault)));
         if (fault) {
-            this.tell(fault, { isError: true });
+            this.report(fault, { isError: true });
         } else {
             this.edit({ [name]: text ? readOption(name, text) : null });
             this.refresh();

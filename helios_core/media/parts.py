@@ -1,7 +1,8 @@
-"""A long video as segments: one mp4 for each chunk, joined without encoding anything twice.
+"""A long video as parts: one mp4 for each chunk, joined without encoding anything twice. (A run folder keeps them in
+`segments/`, its name since the first version. A segment elsewhere is a prompt's, of a schedule.)
 
-Every chunk has an encoder of its own that starts with a key frame, so the bytes of a segment depend on its frames
-alone, and the joined file on the segments alone: a run that was broken off and resumed ends in the same file.
+Every chunk has an encoder of its own that starts with a key frame, so the bytes of a part depend on its frames
+alone, and the joined file on the parts alone: a run that was broken off and resumed ends in the same file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .writer import VideoWriter
 
 logger = logging.getLogger(__name__)
 
-# Raised by one whenever equal frames would give other bytes than before: segments are then encoded again.
+# Raised by one whenever equal frames would give other bytes than before: parts are then encoded again.
 _ENCODER_VERSION = 1
 
 # How many frames x264, as it is set up here, decodes before it shows the first.
@@ -56,7 +57,7 @@ class Encoding:
         )
 
 
-def write_segment(path: Path, frames: torch.Tensor, encoding: Encoding) -> None:
+def write_part(path: Path, frames: torch.Tensor, encoding: Encoding) -> None:
     """Encode `frames` (T, H, W, 3), floats in [0, 1], as an mp4 of its own, sealed, whole or not at all."""
     height, width = frames.shape[1:3]
     with written_atomically(path) as unfinished:
@@ -70,7 +71,7 @@ def write_segment(path: Path, frames: torch.Tensor, encoding: Encoding) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a segment at `path` with every byte as `write_segment` wrote it."""
+    """Whether there is a part at `path` with every byte as `write_part` wrote it."""
     if not path.is_file():
         return False
     content = path.read_bytes()
@@ -82,17 +83,17 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_SEAL_BYTES).digest()
 
 
-def join_segments(
-    segments: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None, sound: Sound | None = None
+def join_parts(
+    parts: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None, sound: Sound | None = None
 ) -> None:
-    """One mp4 of all segments in order, ready to be streamed, whole or not at all.
+    """One mp4 of all parts in order, ready to be streamed, whole or not at all.
 
     Packets are copied. `metadata` are strings stored in the file under any key, as in `VideoWriter`; `sound` is stored
-    beside the pictures, as long as they are. Raises ValueError without segments or when they were not encoded alike,
+    beside the pictures, as long as they are. Raises ValueError without parts or when they were not encoded alike,
     OSError when the file cannot be written.
     """
-    if not segments:
-        raise ValueError(f"there are no segments to join into {path.name}; at least one chunk must be finished")
+    if not parts:
+        raise ValueError(f"there are no parts to join into {path.name}; at least one chunk must be finished")
     options = {"movflags": "faststart+use_metadata_tags"}
     # Absolute, or FFmpeg takes what stands before a colon for a protocol.
     path = Path(os.path.abspath(path))
@@ -101,31 +102,31 @@ def join_segments(
         av.open(str(unfinished), "w", format="mp4", options=options) as target,
     ):
         target.metadata.update(metadata or {})
-        _copy_packets(segments, target, sound=sound)
+        _copy_packets(parts, target, sound=sound)
 
 
 def _copy_packets(
-    segments: Sequence[Path], target: av.container.OutputContainer, num_before: int = 0, sound: Sound | None = None
+    parts: Sequence[Path], target: av.container.OutputContainer, num_before: int = 0, sound: Sound | None = None
 ) -> int:
-    """Append the packets of the segments to `target`, at an even pace after `num_before` frames, and `sound` beside
+    """Append the packets of the parts to `target`, at an even pace after `num_before` frames, and `sound` beside
     them; how many packets there are."""
     stream, codec_setup, track, first = None, None, None, num_before
-    for segment in segments:
-        with av.open(os.path.abspath(segment)) as source:
+    for part in parts:
+        with av.open(os.path.abspath(part)) as source:
             picture = source.streams.video[0]
             ticks = _frame_ticks(picture)
             if stream is None:
                 stream = target.add_stream_from_template(picture)
                 stream.time_base = picture.time_base
                 codec_setup = picture.codec_context.extradata
-                track = sound and SoundTrack(target, sound, MP4_H264.audio_codec)
+                track = None if sound is None else SoundTrack(target, sound, MP4_H264.audio_codec)
                 target.start_encoding()
             if picture.codec_context.extradata != codec_setup:
-                raise ValueError(f"{segment.name} was encoded with other settings than {segments[0].name}")
+                raise ValueError(f"{part.name} was encoded with other settings than {parts[0].name}")
             packets = [packet for packet in source.demux(picture) if packet.size]
             for number, packet in enumerate(packets, start=num_before):
                 packet.pts += num_before * ticks
-                # A short segment's own decoding times start later than a long one's; an even row suits both.
+                # A short part's own decoding times start later than a long one's; an even row suits both.
                 packet.dts = (number - _REORDER_DEPTH) * ticks
                 packet.stream = stream
                 target.mux(packet)
@@ -143,11 +144,11 @@ def _frame_ticks(picture: av.VideoStream) -> int:
 
 
 class GrowingVideo:
-    """A video that plays while it is made: a fragmented mp4 to whose end each segment is appended.
+    """A video that plays while it is made: a fragmented mp4 to whose end each part is appended.
 
-    The cost of a segment does not depend on how many came before. A reader sees whole segments, or the beginning of
+    The cost of a part does not depend on how many came before. A reader sees whole parts, or the beginning of
     the last one; players stop there. Where a player keeps the file to itself, as in Windows, it stays as it is, with a
-    warning: the segments are what counts.
+    warning: the parts are what counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,11 +156,11 @@ class GrowingVideo:
         self.num_frames = 0
         self.is_kept_from_us = not remove_file(path)
 
-    def append(self, segment: Path) -> None:
-        """Add a segment to the end. Raises OSError when it cannot be written; the video then stays as it was."""
+    def append(self, part: Path) -> None:
+        """Add a part to the end. Raises OSError when it cannot be written; the video then stays as it was."""
         if self.is_kept_from_us:
             return
-        head, fragment, num_frames = _as_fragment(segment, self.num_frames)
+        head, fragment, num_frames = _as_fragment(part, self.num_frames)
         try:
             opened = patiently(lambda: self.path.open("ab"))
         except PermissionError as fault:
@@ -178,8 +179,8 @@ class GrowingVideo:
         self.num_frames += num_frames
 
 
-def _as_fragment(segment: Path, num_before: int) -> tuple[bytes, bytes, int]:
-    """A segment as a fragmented mp4 that begins after `num_before` frames: its head, its fragment, and its number of
+def _as_fragment(part: Path, num_before: int) -> tuple[bytes, bytes, int]:
+    """A part as a fragmented mp4 that begins after `num_before` frames: its head, its fragment, and its number of
     frames."""
     memory = BytesIO()
     flags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
@@ -189,7 +190,7 @@ def _as_fragment(segment: Path, num_before: int) -> tuple[bytes, bytes, int]:
         "avoid_negative_ts": "disabled",
     }
     with av.open(memory, "w", format="mp4", options=options) as target:
-        num_frames = _copy_packets([segment], target, num_before)
+        num_frames = _copy_packets([part], target, num_before)
     content = memory.getvalue()
     split = content.index(b"moof") - 4  # a box begins with its size
     return content[:split], content[split:], num_frames
