@@ -22,6 +22,7 @@ from .checkpoint.lora_file import read_lora
 from .checkpoint.writing import CONVERT_DTYPES, KEPT_BLOCKS, QUANTISED_DTYPES, convert_checkpoint
 from .demo import DemoModel
 from .demo.show import make_show
+from .dtypes import DTYPES
 from .faults import in_words
 from .files import check_file_name, check_new_file
 from .finish.pieces import remove_old_pieces
@@ -49,11 +50,10 @@ from .script.schedule import PromptSchedule
 from .script.schedule_text import parse_schedule
 from .sources import ModelSource, PublishedModel
 from .typed import plain_head
-from .vae.wan_vae import DECODER_DTYPES, Decoding
+from .vae.wan_vae import Decoding
 
 logger = logging.getLogger("helios")
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INFO_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn}
 
 # Of the user's input, the machine or the weights: their messages say what to do, and a traceback would hide it.
@@ -192,7 +192,7 @@ def add_model_options(make: argparse.ArgumentParser) -> None:
         "the same numbers; needs a CUDA device",
     )
     make.add_argument(
-        "--vae-dtype", choices=DECODER_DTYPES, default="fp32", help="decode in this type (default: fp32, exact)"
+        "--vae-dtype", choices=DTYPES, default="fp32", help="decode in this type (default: fp32, exact)"
     )
     make.add_argument(
         "--vae-channels-last", action="store_true", help="decode with the channels side by side in memory"

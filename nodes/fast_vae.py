@@ -7,7 +7,8 @@ import comfy.sd
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.vae.wan_vae import DECODER_DTYPES, Decoding, WanVAE
+from ..helios_core.dtypes import DTYPES
+from ..helios_core.vae.wan_vae import Decoding, WanVAE
 from .host.identity import vae_file
 from .host.vae import check_vae
 from .wires import CATEGORY
@@ -29,7 +30,7 @@ class HeliosFastVAE(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Wan 2.1 VAE (wan_2.1_vae.safetensors)."),
                 io.Combo.Input(
                     "dtype",
-                    options=[AUTO, *DECODER_DTYPES],
+                    options=[AUTO, *DTYPES],
                     default=AUTO,
                     tooltip="auto: what ComfyUI has chosen, bf16 on most GPUs. fp32 is exact and takes twice the time "
                     "and GPU memory of the other two.",
@@ -53,15 +54,15 @@ class HeliosFastVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, dtype, channels_last, compile) -> io.NodeOutput:
         check_vae(vae)
-        if dtype not in (AUTO, *DECODER_DTYPES):
-            raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join((AUTO, *DECODER_DTYPES))}")
+        if dtype not in (AUTO, *DTYPES):
+            raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join((AUTO, *DTYPES))}")
         dtype = chosen_dtype(vae) if dtype == AUTO else dtype
         return io.NodeOutput(fast_vae(vae, Decoding(dtype, channels_last, compile)))
 
 
 def chosen_dtype(vae: comfy.sd.VAE) -> str:
     """The name of the dtype that ComfyUI has chosen for a VAE."""
-    return next(name for name, own in DECODER_DTYPES.items() if own == vae.vae_dtype)
+    return next(name for name, own in DTYPES.items() if own == vae.vae_dtype)
 
 
 class FastWanVAE(WanVAE):
@@ -77,7 +78,7 @@ def fast_vae(vae: comfy.sd.VAE, decoding: Decoding, *, piece: int | None = 1) ->
     patcher = _patcher(vae.first_stage_model, decoding, vae.device, vae.patcher.offload_device, piece)
     patcher.model.made_from = vae_file(vae)
     fast = copy(vae)
-    fast.first_stage_model, fast.vae_dtype, fast.patcher = patcher.model, DECODER_DTYPES[decoding.dtype], patcher
+    fast.first_stage_model, fast.vae_dtype, fast.patcher = patcher.model, DTYPES[decoding.dtype], patcher
     return fast
 
 
@@ -101,7 +102,7 @@ def _patcher(
 def _fast_model(
     source: torch.nn.Module, decoding: Decoding, place: torch.device, piece: int | None
 ) -> FastWanVAE:
-    dtype = DECODER_DTYPES[decoding.dtype]
+    dtype = DTYPES[decoding.dtype]
     weights = {name: weight.detach().to(place, dtype, copy=True) for name, weight in source.state_dict().items()}
     try:
         with torch.device("meta"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..dtypes import FP8_DTYPES
 from ..model.config import TransformerConfig
 from ..model.transformer import HeliosTransformer
 from ..sampling.settings import SamplingSettings
@@ -37,9 +38,8 @@ __all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "open_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-WEIGHT_DTYPES = (*_PLAIN_DTYPES, *_FP8_DTYPES)
+WEIGHT_DTYPES = (*_PLAIN_DTYPES, *FP8_DTYPES)
 # read(entry) -> the tensor as stored, on the CPU: what `entry.read()` gives.
 ReadTensor = Callable[[TensorEntry], torch.Tensor]
 _MAX_LAYERS = 1000  # a damaged file must not make us build blocks for hours
@@ -95,7 +95,7 @@ class Checkpoint:
                 f"{entry.file}: {entry.key!r} holds NaN or infinity, so every video would be black. Download the file "
                 "again; if that does not help, whoever made it has to make it anew"
             )
-        is_plain_fp8 = not isinstance(weight, QuantisedWeight) and weight.dtype in _FP8_DTYPES
+        is_plain_fp8 = not isinstance(weight, QuantisedWeight) and weight.dtype in FP8_DTYPES
         if is_plain_fp8 and weight.ndim == 2 and has_lost_its_scale(weight):
             raise CheckpointError(
                 f"{entry.file}: {entry.key!r} is fp8 without the scale that it was divided by: its numbers are far "
@@ -295,7 +295,7 @@ def _config_from_shapes(path: Path, tensors: Mapping[str, TensorEntry], unexpect
 
 
 def cast_weight(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if dtype in _FP8_DTYPES and tensor.dtype != dtype:
+    if dtype in FP8_DTYPES and tensor.dtype != dtype:
         # Out of range, the conversion gives infinity or NaN, depending on format and torch version.
         limit = torch.finfo(dtype).max
         tensor = tensor.float().clamp(-limit, limit)

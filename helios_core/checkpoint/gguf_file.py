@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..dtypes import SAFETENSORS_DTYPES
 from .quantised import BLOCK_FORMATS
 from .safetensors_file import CheckpointError, TensorEntry, unreadable
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {name: SAFETENSORS_DTYPES[name] for name in ("F32", "F16", "BF16")}  # GGUF has the same names
 # GGUF has four dimensions at most. The shape of a tensor with more is in the metadata, under this and its name.
 _SHAPE_METADATA = "comfy.gguf.orig_shape."
 

@@ -10,24 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..dtypes import SAFETENSORS_DTYPES
 from .quant_formats import QuantFormat, read_marker
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-if hasattr(torch, "float8_e8m0fnu"):
-    _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu  # scales of mxfp8
 
 # How files start that are often found under the name of a safetensors file.
 _OTHER_FORMATS = (
@@ -96,12 +80,13 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     except (OSError, SafetensorError) as error:
         raise unreadable(file, error) from error
     for key, (_, dtype_name) in stored.items():
-        if dtype_name not in _DTYPES:
+        if dtype_name not in SAFETENSORS_DTYPES:
             raise CheckpointError(
-                f"{file}: {key!r} is stored as {dtype_name}; supported: {', '.join(_DTYPES)}. "
+                f"{file}: {key!r} is stored as {dtype_name}; supported: {', '.join(SAFETENSORS_DTYPES)}. "
                 "Get the bf16, fp16, fp32 or fp8 version of the weights"
             )
-    return {key: TensorEntry(file, key, shape, _DTYPES[name]) for key, (shape, name) in stored.items()}, metadata
+    entries = {key: TensorEntry(file, key, shape, SAFETENSORS_DTYPES[name]) for key, (shape, name) in stored.items()}
+    return entries, metadata
 
 
 def read_markers(markers: Mapping[str, TensorEntry]) -> dict[str, QuantFormat]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..dtypes import DTYPES, SAFETENSORS_NAMES
 from ..files import written_atomically
 from ..model.transformer import HeliosTransformer
 from ..sampling.settings import variant_of
@@ -23,20 +24,9 @@ from .quantising import Quantiser
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
 # Dtypes that a checkpoint can be converted to, and the dtype of what is not stored in fp8.
 CONVERT_DTYPES = {
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "fp16": (torch.float16, torch.float16),
-    "fp32": (torch.float32, torch.float32),
+    **{name: (dtype, dtype) for name, dtype in DTYPES.items()},
     "fp8_e4m3fn": (torch.float8_e4m3fn, torch.bfloat16),
 }
 
@@ -156,7 +146,7 @@ def write_safetensors(
     end = 0
     for name in names:
         begin, end = end, end + math.prod(plan[name].shape) * plan[name].dtype.itemsize
-        dtype, shape = _FORMAT_NAMES[plan[name].dtype], list(plan[name].shape)
+        dtype, shape = SAFETENSORS_NAMES[plan[name].dtype], list(plan[name].shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from ..dtypes import DTYPES
 from ..geometry import (
     FRAMES_PER_CHUNK,
     LATENT_CHANNELS,
@@ -21,7 +22,7 @@ from ..geometry import (
     VAE_TEMPORAL_STRIDE,
 )
 from ..sampling.noise import Key
-from .wan_vae import DECODER_DTYPES, LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
+from .wan_vae import LATENTS_MEAN, LATENTS_STD, Decoding, WanVAE
 from .wan_vae_file import load_wan_vae, vae_folder
 
 # noise(shape, key) -> unit normal noise for a sample of the posterior
@@ -111,7 +112,7 @@ class WanCodec:
     def _decode_chunk(self, latents: torch.Tensor) -> torch.Tensor:
         mean, std = self._statistics()
         latents = latents.to(self.device, torch.float32) * std + mean
-        return self.vae.decode(latents.to(DECODER_DTYPES[self.vae.decoding.dtype])).float()
+        return self.vae.decode(latents.to(DTYPES[self.vae.decoding.dtype])).float()
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the latents, (1, 16, 1, 1, 1) each."""

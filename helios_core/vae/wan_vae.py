@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ..dtypes import DTYPES
 from ..geometry import LATENT_CHANNELS, VAE_TEMPORAL_STRIDE
 
 # Mean and standard deviation of each latent channel: (latents - mean) / std is model space.
@@ -27,8 +28,6 @@ LATENTS_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
-DECODER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 _WIDTHS = (1, 2, 4, 4)  # channels at each resolution, in multiples of `dim`
 _HALVES_TIME = (False, True, True)  # whether the downsampling after that resolution halves the frames as well
 _NUM_BLOCKS = 2
@@ -38,7 +37,7 @@ _NUM_BLOCKS = 2
 class Decoding:
     """How latents are decoded. As it stands it is exact; each choice is faster on a GPU and rounds otherwise.
 
-    `dtype` is one of DECODER_DTYPES. `channels_last` keeps the channels of a position side by side, as the convolutions
+    `dtype` is one of DTYPES. `channels_last` keeps the channels of a position side by side, as the convolutions
     of a GPU take them. `compiled` has torch.compile join what is between the convolutions.
     """
 
@@ -333,10 +332,10 @@ class WanVAE(nn.Module):
         What is compiled are two functions, of the first latent frame and of a piece, in the first clip of each size.
         Raises ValueError for an unknown dtype.
         """
-        if decoding.dtype not in DECODER_DTYPES:
-            raise ValueError(f"the decoder's dtype is {decoding.dtype!r}; allowed: {', '.join(DECODER_DTYPES)}")
+        if decoding.dtype not in DTYPES:
+            raise ValueError(f"the decoder's dtype is {decoding.dtype!r}; allowed: {', '.join(DTYPES)}")
         for part in (self.conv2, self.decoder):
-            part.to(DECODER_DTYPES[decoding.dtype])
+            part.to(DTYPES[decoding.dtype])
             for weight in part.parameters():
                 if decoding.channels_last and weight.ndim >= 4:
                     memory_format = torch.channels_last_3d if weight.ndim == 5 else torch.channels_last

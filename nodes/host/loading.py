@@ -10,6 +10,7 @@ import torch
 
 from ...helios_core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...helios_core.checkpoint.loading import load_transformer
+from ...helios_core.dtypes import DTYPES
 from ...helios_core.report.cost import num_parameters
 from ...helios_core.sampling.settings import SamplingSettings, model_title
 from ...helios_core.sampling.variant import choose_variant
@@ -23,9 +24,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_DTYPES = {
     "default": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
+    **DTYPES,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
 }

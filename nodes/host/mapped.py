@@ -13,11 +13,11 @@ from torch import nn
 
 from ...helios_core.checkpoint.checkpoint import cast_weight
 from ...helios_core.checkpoint.safetensors_file import CheckpointError, TensorEntry, unreadable
+from ...helios_core.dtypes import FP8_DTYPES
 
 _MAPPED_SUFFIXES = (".safetensors", ".sft")  # anything else ComfyUI would hand to torch's unpickler
 # ComfyUI brings small layers to the device as they are stored, whatever dtype they are to be kept in.
 _CASTS_FROM_BYTES = 64 * 1024
-_FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class MappedWeights:
@@ -45,7 +45,7 @@ class MappedWeights:
         setattr(layer, f"{name}_comfy_model_dtype", dtype)
         casts_itself = isinstance(layer, comfy.ops.CastWeightBiasOp) and weight.nbytes >= _CASTS_FROM_BYTES
         # To fp8 numbers are clamped first, which ComfyUI does not do.
-        if casts_itself and dtype not in _FP8_DTYPES:
+        if casts_itself and dtype not in FP8_DTYPES:
             return weight
         return cast_weight(weight, dtype)
 

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from benchmarks.diffusers_vae import DiffusersWanCodec
 from helios_core.checkpoint.checkpoint import CheckpointError
 from helios_core.demo.model import VAE_FILE
+from helios_core.dtypes import DTYPES
 from helios_core.report.cost import vae_bytes
 from helios_core.vae.codec import WanCodec
-from helios_core.vae.wan_vae import DECODER_DTYPES, CausalCache, Convolution, Decoding, WanVAE
+from helios_core.vae.wan_vae import CausalCache, Convolution, Decoding, WanVAE
 from helios_core.vae.wan_vae_file import load_wan_vae
 from tests.live_tensors import LivePeak
 
@@ -188,12 +189,12 @@ def test_compiled_decoding_is_compiled_in_the_first_chunk_only_and_gives_the_sam
 
 
 def test_an_unknown_dtype_is_refused_with_what_is_allowed(ours):
-    with pytest.raises(ValueError, match="'fp8'; allowed: fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="'fp8'; allowed: bf16, fp16, fp32"):
         ours.set_decoding(Decoding("fp8"))
 
 
 def test_every_way_to_decode_has_a_name_of_its_own_and_the_exact_one_none():
-    ways = [Decoding(d, c, j) for d in DECODER_DTYPES for c in (False, True) for j in (False, True)]
+    ways = [Decoding(d, c, j) for d in DTYPES for c in (False, True) for j in (False, True)]
     assert len({way.name for way in ways}) == len(ways)
     assert Decoding().name == ""
 
