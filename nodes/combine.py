@@ -2,9 +2,7 @@
 
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 
-import folder_paths
 import psutil
 import torch
 from comfy_api.latest import InputImpl, io, ui
@@ -22,6 +20,7 @@ from ..helios_core.media.formats import (
 )
 from ..helios_core.media.frames import extend_edges
 from ..helios_core.media.writer import VideoWriter
+from .host.browser_copy import BrowserCopy
 from .host.folders import check_prefix, next_path
 from .host.graph_metadata import graph_metadata
 from .host.progress import show_on_node
@@ -30,9 +29,6 @@ from .host.video_wire import rgb, sound_of_audio, sound_of_video
 from .wires import CATEGORY, check_chunk_latents
 
 logger = logging.getLogger(__name__)
-
-PREVIEW_SIZE = 512
-
 
 class HeliosVideoCombine(io.ComfyNode):
     @classmethod
@@ -194,7 +190,7 @@ class HeliosVideoCombine(io.ComfyNode):
             shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)
             preview = None
             if writer.pixel_format not in chosen.browser_pixel_formats:
-                preview = Preview(path.stem, width, height, frame_rate, sound)
+                preview = BrowserCopy(path.stem, width, height, frame_rate, sound)
                 stack.enter_context(preview.writer)
                 shown = preview.result
             for decoded in frames:
@@ -241,27 +237,3 @@ def image_output(images: torch.Tensor | None) -> torch.Tensor | ExecutionBlocker
     if images is None:
         return ExecutionBlocker("turn on return_images in Helios Video Combine to use its image output")
     return images
-
-
-class Preview:
-    """A small h264 copy in the temporary folder, of a video that browsers do not play."""
-
-    def __init__(self, stem: str, width: int, height: int, frame_rate: float, sound: Sound | None) -> None:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            f"Helios/{stem}", folder_paths.get_temp_directory(), width, height
-        )
-        shrink = min(1, PREVIEW_SIZE / max(width, height))
-        self.width, self.height = (max(2, round(size * shrink / 2) * 2) for size in (width, height))
-        path = Path(folder) / f"{name}_{counter:05}_.mp4"
-        self.result = ui.SavedResult(path.name, subfolder, io.FolderType.temp)
-        self.writer = VideoWriter(
-            path, width=self.width, height=self.height, frame_rate=frame_rate, crf=23, sound=sound
-        )
-
-    def write(self, frames: torch.Tensor) -> None:
-        """Append frames (T, H, W, 3) of the full size."""
-        for frame in frames:  # one by one: with all at once the copies would take as much memory as the chunk
-            small = torch.nn.functional.interpolate(
-                frame.float().movedim(-1, 0)[None], (self.height, self.width), mode="bilinear", antialias=True
-            )
-            self.writer.write(small.movedim(1, -1))

@@ -13,7 +13,7 @@ from ..helios_core.finish.recipe import Recipe
 from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
 from ..helios_core.media.reader import stream_video
 from ..helios_core.run.run_folder import RunFolder
-from .combine import Preview
+from .host.browser_copy import BrowserCopy
 from .host.finish import ModelInterpolator, ModelUpscaler, loaded, video_source
 from .host.folders import check_prefix, next_path, run_path
 from .host.graph_metadata import graph_metadata
@@ -291,7 +291,7 @@ class Bar:
 
 def small_copy(film: Film) -> ui.SavedResult:
     """A small h264 copy in the temporary folder, of a film that browsers do not play, without its sound."""
-    preview = Preview(film.path.stem, film.width, film.height, float(film.frame_rate), None)
+    preview = BrowserCopy(film.path.stem, film.width, film.height, float(film.frame_rate), None)
     with preview.writer:
         for frame in stream_video(film.path):
             preview.write(frame[None].float() / 255)

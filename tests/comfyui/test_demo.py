@@ -58,7 +58,7 @@ def run(comfyui, home):
 
 
 def test_the_vae_codes_as_the_command_line_does_and_as_comfyuis_own_does(comfyui):
-    (demo,) = [found for path, found in sys.modules.items() if path.endswith("ComfyUI-Helios.nodes.demo")]
+    (demo,) = [found for path, found in sys.modules.items() if path.endswith("ComfyUI-Helios.nodes.host.demo_models")]
     vae, own, codec = demo.load_fast_vae(), demo.load_vae(), WanCodec.from_file(VAE_FILE)
     pictures = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     latents = vae.encode(pictures)

@@ -227,5 +227,5 @@ def test_decoding_beside_the_sampling_is_refused_with_the_reason(comfyui, graph)
 
     with dynamic_vram():
         model = load(graph)
-        vae = module_of("demo").load_vae()
+        vae = module_of("host.demo_models").load_vae()
         assert "dynamic VRAM" in module_of("host.overlap").why_not(model, vae, 0)

@@ -24,7 +24,7 @@ def module_of(name):
 
 @pytest.fixture(scope="module")
 def demo_vae(comfyui):
-    return module_of("demo").load_vae()
+    return module_of("host.demo_models").load_vae()
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,7 @@ def test_a_vae_is_the_same_before_and_after_its_first_load_and_in_the_next_sessi
 
 @under_each_memory_manager
 def test_the_demos_vae_of_which_the_file_is_not_known_is_the_same_before_and_after_its_first_load(identity, comfyui):
-    demo = pack_module("nodes.demo")
+    demo = pack_module("nodes.host.demo_models")
     vae = demo.load_vae()
     before = identity.vae_identity(vae)
     vae.encode(torch.zeros(1, 64, 64, 3))
