@@ -184,9 +184,9 @@ def test_keys_choose_play_and_redo_a_chunk(strip):
         strip.page.keyboard.press(key)
     assert strip.tiles.nth(1).get_attribute("aria-selected") == "true"
     player = strip.page.locator(".helios-strip video")
-    player.wait_for(state="visible", timeout=5000)  # ComfyUI gives it its height when it draws the node anew
+    player.wait_for(state="visible")  # ComfyUI gives it its height when it draws the node anew
     strip.page.keyboard.press("Escape")
-    player.wait_for(state="hidden", timeout=5000)
+    player.wait_for(state="hidden")
     strip.page.keyboard.press("d")
     text = strip.widget("reroll")
     assert text.startswith("1:")
@@ -247,7 +247,7 @@ def test_the_strip_is_not_saved_and_comes_back_after_a_reload(strip, tmp_path):
     strip.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
     strip.harness.open(workflow)
     strip.show_node()
-    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
+    strip.page.wait_for_selector(".helios-strip .tile.done")
     assert strip.states == ["done"] * 3
     strip.screenshot("strip_reload", tmp_path)
 
@@ -374,21 +374,21 @@ def test_the_strip_comes_back_in_mid_run_after_a_cancelled_run_and_without_any_h
     strip.harness.set_widgets("HeliosLongVideo", {"chunks": 40, "steps": "8,8,8"})
     workflow = strip.page.evaluate("() => app.graph.serialize()")
     strip.page.evaluate("() => app.queuePrompt(0)")
-    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=60_000)
+    strip.page.wait_for_selector(".helios-strip .tile.done")
 
     reload(strip, workflow)
-    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
+    strip.page.wait_for_selector(".helios-strip .tile.done")
     assert len(strip.states) == 40
     done = strip.states.count("done")
     strip.page.wait_for_function(
-        "(done) => document.querySelectorAll('.helios-strip .tile.done').length > done", arg=done, timeout=30_000
+        "(done) => document.querySelectorAll('.helios-strip .tile.done').length > done", arg=done
     )  # and goes on
 
     server.interrupt()
-    strip.page.wait_for_function("() => !document.querySelector('.helios-strip .tile.running')", timeout=30_000)
+    strip.page.wait_for_function("() => !document.querySelector('.helios-strip .tile.running')")
     server.post("/history", {"clear": True})
     reload(strip, workflow)
-    strip.page.wait_for_selector(".helios-strip .tile.done", timeout=5000)
+    strip.page.wait_for_selector(".helios-strip .tile.done")
     assert strip.states.count("done") > done
     assert "running" not in strip.states
     strip.tiles.nth(0).click()

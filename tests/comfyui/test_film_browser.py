@@ -76,7 +76,6 @@ def test_the_finished_film_takes_the_place_of_the_live_preview_run_after_run(
             page.wait_for_function(
                 f"(file) => {{ const shown = ({shown})(); return shown.film.includes(file) && !shown.live }}",
                 arg=file,
-                timeout=15_000,
             )
             page.wait_for_timeout(1500)  # what the page still had to load came and changed nothing
             now = page.evaluate(shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .server import Server
 
-READY_MS = 60_000
+READY_MS = 120_000  # longest wait for anything on the page: a busy machine is no failure
 
 
 def find_chromium() -> str | None:
@@ -31,13 +31,14 @@ class Page:
 
     def __init__(self, page, server: Server):
         self._page = page
+        page.set_default_timeout(READY_MS)
         self.errors: list[str] = []
         page.on("console", self._keep_console_error)
         page.on("pageerror", lambda error: self.errors.append(f"pageerror: {error}"))
         # Without it the template browser opens on the first visit and covers everything.
         server.post("/api/settings", {"Comfy.TutorialCompleted": True})
         page.goto(server.url)
-        page.wait_for_function("() => window.app?.vueAppReady && window.app.graph", timeout=READY_MS)
+        page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
 
     def _keep_console_error(self, message) -> None:
         if message.type == "error":
@@ -101,7 +102,7 @@ class Page:
 
     def wait_for(self, selector: str):
         """The first element that fits, once it is there. Raises playwright's TimeoutError after a while."""
-        return self._page.wait_for_selector(selector, state="attached", timeout=READY_MS)
+        return self._page.wait_for_selector(selector, state="attached")
 
     def text(self) -> str:
         return self._page.inner_text("body")
