@@ -38,7 +38,8 @@ class Page:
         # Without it the template browser opens on the first visit and covers everything.
         server.post("/api/settings", {"Comfy.TutorialCompleted": True})
         page.goto(server.url)
-        page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
+        # Ready once it has opened a workflow of its own: that would come over one opened before.
+        page.wait_for_function("() => window.app?.vueAppReady && app.extensionManager?.workflow?.activeWorkflow")
 
     def _keep_console_error(self, message) -> None:
         if message.type == "error":
