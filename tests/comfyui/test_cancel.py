@@ -122,7 +122,7 @@ def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_resumes_after_
     server: Server, record_property
 ):
     # Stages of very different length: chunk 1 is done soon, chunk 2 would take long.
-    graph = latents_graph(server.object_info(), chunks=2, steps="40,1,1")
+    graph = latents_graph(server.object_info(), chunks=2, steps="160,1,1")
     graph[SAMPLER]["inputs"]["amplify_first_chunk"] = False
     graph[LOADER]["inputs"]["variant"] = "distilled"
     seen, asked = [], []
@@ -138,8 +138,8 @@ def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_resumes_after_
     assert stopped.outcome == "execution_interrupted"
     (ended,) = [moment for moment, name, _ in stopped.events if name == "execution_interrupted"]
     record_property("seconds to the end", ended - asked[0])
-    assert ended - asked[0] < 2.0
+    assert ended - asked[0] < 10  # seconds
     again = server.run_graph(graph)
     assert again.outcome == "execution_success"
     steps = [data for data in again.named("progress") if data["node"] == SAMPLER]
-    assert len(steps) == 42, "both chunks were made again"
+    assert len(steps) == 162, "both chunks were made again"
