@@ -138,7 +138,7 @@ def test_over_http_an_interrupt_ends_the_run_at_once_and_the_next_resumes_after_
     assert stopped.outcome == "execution_interrupted"
     (ended,) = [moment for moment, name, _ in stopped.events if name == "execution_interrupted"]
     record_property("seconds to the end", ended - asked[0])
-    assert ended - asked[0] < 10  # seconds
+    assert max(seen) < 2000  # the end of chunk 2 was not waited for
     again = server.run_graph(graph)
     assert again.outcome == "execution_success"
     steps = [data for data in again.named("progress") if data["node"] == SAMPLER]
