@@ -14,21 +14,22 @@ from ..helios_core.media.formats import (
     FORMATS,
     MP4_H264,
     PIXEL_FORMATS,
-    MissingEncoderError,
     find_format,
     storable_size,
 )
 from ..helios_core.media.frames import extend_edges
 from ..helios_core.media.writer import VideoWriter
 from .host.browser_copy import BrowserCopy
-from .host.folders import check_prefix, next_path
+from .host.folders import next_path
 from .host.graph_metadata import graph_metadata
 from .host.progress import show_on_node
 from .host.vae import check_vae, decode_chunks
 from .host.video_wire import rgb, sound_of_audio, sound_of_video
+from .video_inputs import check_video_inputs
 from .wires import CATEGORY, check_chunk_latents
 
 logger = logging.getLogger(__name__)
+
 
 class HeliosVideoCombine(io.ComfyNode):
     @classmethod
@@ -119,15 +120,7 @@ class HeliosVideoCombine(io.ComfyNode):
         cls, crf: int = 0, format: str = MP4_H264.name, pix_fmt: str = "auto", filename_prefix: str | None = None
     ) -> bool | str:
         """Refuse before the sampling what the encoder would refuse after it. The size is looked at when it is known."""
-        try:
-            chosen = find_format(format or MP4_H264.name)
-            chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
-            chosen.check_crf(crf or 0)
-            if filename_prefix is not None:  # None: comes from another node
-                check_prefix(filename_prefix)
-        except (ValueError, MissingEncoderError) as error:
-            return str(error)
-        return True
+        return check_video_inputs(crf, format, pix_fmt, filename_prefix)
 
     @classmethod
     def execute(

@@ -10,14 +10,15 @@ from ..helios_core.finish.film import Film, Finisher, finish_video
 from ..helios_core.finish.pictures import FITS
 from ..helios_core.finish.pieces import PieceFolder
 from ..helios_core.finish.recipe import Recipe
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
 from ..helios_core.media.reader import stream_video
 from ..helios_core.run.run_folder import RunFolder
 from .host.browser_copy import BrowserCopy
 from .host.finish import ModelInterpolator, ModelUpscaler, loaded, video_source
-from .host.folders import check_prefix, next_path, run_path
+from .host.folders import next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.video_wire import sound_of_audio
+from .video_inputs import check_video_inputs
 from .wires import CATEGORY
 
 logger = logging.getLogger(__name__)
@@ -192,17 +193,7 @@ class HeliosFinishVideo(io.ComfyNode):
         pix_fmt: str = "auto",
     ) -> bool | str:
         """Refuse before anything runs what would be refused after it. What other nodes give is looked at later."""
-        try:
-            if run_name is not None:
-                run_path(run_name)
-            if filename_prefix is not None:
-                check_prefix(filename_prefix)
-            chosen = find_format(format or MP4_H264.name)
-            chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
-            chosen.check_crf(crf or 0)
-        except (ValueError, MissingEncoderError) as error:
-            return str(error)
-        return True
+        return check_video_inputs(crf, format, pix_fmt, filename_prefix, run_name)
 
     @classmethod
     def execute(

@@ -5,12 +5,13 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..helios_core.finish.cutting import Joining, cut_video, piece_frames, piece_sound
 from ..helios_core.finish.pieces import PieceFolder, join_pieces
-from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, MissingEncoderError, find_format
+from ..helios_core.media.formats import FORMATS, MP4_H264, PIXEL_FORMATS, find_format
 from ..helios_core.run.run_folder import RunFolder
 from .host.finish import video_identity, video_source
-from .host.folders import check_prefix, next_path, run_path
+from .host.folders import next_path, run_path
 from .host.graph_metadata import graph_metadata
 from .host.video_wire import sound_of_audio
+from .video_inputs import check_video_inputs
 from .wires import CATEGORY
 
 HeliosPieceType = io.Custom("HELIOS_PIECE")
@@ -136,17 +137,7 @@ class HeliosJoinVideo(io.ComfyNode):
         format: str = MP4_H264.name,
         pix_fmt: str = "auto",
     ) -> bool | str:
-        try:
-            if run_name is not None:
-                run_path(run_name)
-            if filename_prefix is not None:
-                check_prefix(filename_prefix)
-            chosen = find_format(format or MP4_H264.name)
-            chosen.choose_pixel_format(pix_fmt or "auto", 2, 2)
-            chosen.check_crf(crf or 0)
-        except (ValueError, MissingEncoderError) as error:
-            return str(error)
-        return True
+        return check_video_inputs(crf, format, pix_fmt, filename_prefix, run_name)
 
     @classmethod
     def execute(
